@@ -1,0 +1,47 @@
+//! Musher bundles as read-only files: resolved, fetched, verified and cached on first use.
+//!
+//! ```text
+//!  kernel ──request──► fuse ──► fs ─────► resolve ──► cache (refs)   ┐ cold
+//!    ▲                  │       │  tree, inode  │                    ├──► source
+//!    └──────reply───────┘       └─► store ──────┴──► cache (blobs) ──┘
+//! ```
+//!
+//! A file imports only from rows above its own; `tests/layers.rs` keeps it.
+//!
+//! | row | modules |
+//! |---|---|
+//! | 1 | [`digest`], [`single_flight`], [`metrics`] |
+//! | 2 | [`reference`] |
+//! | 3 | [`manifest`] |
+//! | 4 | [`error`] |
+//! | 5 | [`paths`], then [`config`], then [`credentials`] |
+//! | 6 | [`cache`] |
+//! | 7 | [`source`] |
+//! | 8 | [`resolve`], then [`store`] |
+//! | 9 | [`registry`], [`publish`] |
+//! | 10 | [`fs`] |
+//! | 11 | [`fuse`] |
+//! | 12 | [`mount`] |
+//! | 13 | [`cli`] |
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod credentials;
+pub mod digest;
+pub mod error;
+pub mod fs;
+pub mod fuse;
+pub mod manifest;
+pub mod metrics;
+pub mod mount;
+pub mod paths;
+pub mod publish;
+pub mod reference;
+pub mod registry;
+pub mod resolve;
+pub mod single_flight;
+pub mod source;
+pub mod store;

@@ -1,0 +1,3 @@
+//! The `musherfs` binary: everything is in the library.
+
+fn main() {}
