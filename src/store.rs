@@ -1,1 +1,486 @@
-//! stub
+//! Manifests by version and blobs by digest: memory, then disk, then the sources.
+//!
+//! Two questions, each in two steps. The `…_now` step answers from memory or the cache and never
+//! waits for a network; what it cannot answer goes to the asynchronous step, which fetches, verifies
+//! and caches. Equal work is done once: in the process by [`SingleFlight`], across the processes of
+//! one user by [`locks`].
+//!
+//! Nothing here is served because somebody said so. A blob is served when its bytes hash to what the
+//! manifest names; a manifest is served when its table is the one that this version had when it was
+//! first seen ([`journal`]). A version that later answers with another table raises the alarm, and
+//! the first stays.
+
+pub mod content;
+pub mod journal;
+pub mod locks;
+mod readahead;
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use lru::LruCache;
+use tracing::{debug, error, info, warn};
+
+use crate::cache::{Cache, MANIFEST_TTL};
+use crate::error::{Error, Result};
+use crate::manifest::{Document, Manifest, State};
+use crate::metrics::{Counter, Metrics};
+use crate::reference::{HostId, VersionRef};
+use crate::single_flight::SingleFlight;
+use crate::source::{Deadline, Source};
+
+use journal::Journal;
+use locks::Locks;
+
+/// How much memory parsed manifests may take before the least recently used are dropped. About two
+/// hundred thousand entries; a dropped one is read from disk again.
+const MANIFEST_MEMORY: usize = 24 << 20;
+
+/// How soon to look again for what could not be refreshed, and for local packs.
+const RECHECK: Duration = Duration::from_secs(60);
+
+/// How long a failed fetch is answered from memory: the kernel asks a failed READ twice.
+const FAILURE_MEMORY: Duration = Duration::from_secs(2);
+
+/// What a mount allows and how long it waits.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Yanked versions are refused instead of served with a warning.
+    pub deny_yanked: bool,
+    /// A version that its registry answers 404 for disappears, although it is cached.
+    pub respect_removal: bool,
+    /// Packs that the Musher CLI built on this machine (`_local`) win over the registry.
+    pub local_packs: bool,
+    /// How many bytes read-ahead may have in flight for one version; 0 turns it off.
+    pub readahead: u64,
+    /// How long one request for names or manifests may take.
+    pub metadata_timeout: Duration,
+    /// How long one request for content may take.
+    pub content_timeout: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            deny_yanked: false,
+            respect_removal: false,
+            local_packs: false,
+            readahead: 4 << 20,
+            metadata_timeout: Duration::from_secs(10),
+            content_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a [`Store`] works with.
+pub struct Settings {
+    /// The registry's partition of the cache.
+    pub host: HostId,
+    /// The shared cache.
+    pub cache: Arc<Cache>,
+    /// Whom to ask, in this order; empty when offline.
+    pub sources: Vec<Arc<dyn Source>>,
+    /// What was known before.
+    pub journal: Arc<Journal>,
+    /// Where locks may live; without it processes do not wait for each other.
+    pub state_dir: Option<PathBuf>,
+    /// What is allowed.
+    pub policy: Policy,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A manifest in memory, and where it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The partition it belongs to: the registry's, or `_local`.
+    pub host: HostId,
+    /// `cache`, or the name of the source that answered in this session.
+    pub origin: Arc<str>,
+    /// When it stops counting as fresh, in milliseconds since 1970. Atomic because a refresh that
+    /// failed postpones the next one while readers hold the manifest.
+    fresh_until: AtomicI64,
+}
+
+impl Loaded {
+    fn new(manifest: Manifest, host: HostId, origin: Arc<str>, life: Duration) -> Self {
+        let loaded = Self {
+            manifest,
+            host,
+            origin,
+            fresh_until: AtomicI64::new(0),
+        };
+        loaded.keep_for(life);
+        loaded
+    }
+
+    fn keep_for(&self, life: Duration) {
+        let life = i64::try_from(life.as_millis()).unwrap_or(i64::MAX);
+        let until = Timestamp::now().as_millisecond().saturating_add(life);
+        self.fresh_until.store(until, Ordering::Relaxed);
+    }
+
+    /// How much longer the manifest counts as fresh; zero when it does not.
+    pub fn remaining(&self) -> Duration {
+        let left = self.fresh_until.load(Ordering::Relaxed) - Timestamp::now().as_millisecond();
+        Duration::from_millis(u64::try_from(left).unwrap_or(0))
+    }
+
+    fn is_fresh(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// Whether the version is withdrawn.
+    pub fn is_yanked(&self) -> bool {
+        self.manifest.info().state == State::Yanked
+    }
+}
+
+/// Parsed manifests, bounded by the memory they take.
+struct Manifests {
+    loaded: LruCache<VersionRef, Arc<Loaded>>,
+    memory: usize,
+}
+
+impl Manifests {
+    fn insert(&mut self, loaded: Arc<Loaded>) {
+        self.memory += loaded.manifest.memory();
+        let id = loaded.manifest.id().clone();
+        if let Some((_, old)) = self.loaded.push(id, loaded) {
+            self.memory -= old.manifest.memory();
+        }
+        while self.memory > MANIFEST_MEMORY && self.loaded.len() > 1 {
+            let Some((_, old)) = self.loaded.pop_lru() else { break };
+            self.memory -= old.manifest.memory();
+        }
+    }
+}
+
+/// The manifests and blobs of one registry, for all mounts of a process.
+pub struct Store {
+    host: HostId,
+    cache: Arc<Cache>,
+    sources: Vec<Arc<dyn Source>>,
+    journal: Arc<Journal>,
+    locks: Locks,
+    policy: Policy,
+    metrics: Arc<Metrics>,
+    manifests: Mutex<Manifests>,
+    fetches: SingleFlight<VersionRef, Result<Arc<Loaded>>>,
+    /// Versions that their registry answered 404 for although they are known.
+    removed: Mutex<HashSet<VersionRef>>,
+    /// Versions whose peculiarities (yanked, refused paths, contradictions) have been logged.
+    reported: Mutex<HashSet<(VersionRef, &'static str)>>,
+    content: content::Content,
+    ahead: Mutex<HashMap<VersionRef, readahead::Progress>>,
+}
+
+/// The maps are consistent after every statement, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// A store that has asked nobody anything yet.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        let Settings {
+            host,
+            cache,
+            sources,
+            journal,
+            state_dir,
+            policy,
+            metrics,
+        } = settings;
+        Arc::new(Self {
+            locks: Locks::new(state_dir.as_deref(), cache.root()),
+            manifests: Mutex::new(Manifests {
+                loaded: LruCache::unbounded(),
+                memory: 0,
+            }),
+            fetches: SingleFlight::default(),
+            removed: Mutex::default(),
+            reported: Mutex::default(),
+            content: content::Content::default(),
+            ahead: Mutex::default(),
+            host,
+            cache,
+            sources,
+            journal,
+            policy,
+            metrics,
+        })
+    }
+
+    /// What is allowed.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The registry's partition of the cache.
+    pub fn host(&self) -> &HostId {
+        &self.host
+    }
+
+    /// Returns the manifest without waiting for anybody, if that is possible.
+    ///
+    /// A stale one is an answer too, since content cannot change: it is refreshed behind the
+    /// answer. Under a policy that can take a version away it is asked for first, so `None`.
+    pub fn manifest_now(self: &Arc<Self>, version: &VersionRef) -> Option<Result<Arc<Loaded>>> {
+        let loaded = self.known(version)?;
+        if !loaded.is_fresh() && !self.sources.is_empty() {
+            if self.policy.deny_yanked || self.policy.respect_removal {
+                return None;
+            }
+            self.refresh_behind(version);
+        }
+        Some(self.admit(loaded))
+    }
+
+    /// Returns the manifest, asking the sources if it is not at hand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], [`Error::Yanked`] and [`Error::Denied`] are verdicts, the others
+    /// failures. No failure takes away what is cached.
+    pub async fn manifest(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+        if let Some(answer) = self.manifest_now(version) {
+            return answer;
+        }
+        let error = match self.fetch(version, deadline).await {
+            Ok(loaded) => return self.admit(loaded),
+            Err(error) => error,
+        };
+        match self.known(version) {
+            Some(loaded) if !(error.is_absence() && self.policy.respect_removal) => {
+                debug!(%version, %error, "serving the known manifest");
+                self.admit(loaded)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Takes in a version's description that came with the answer to another question.
+    ///
+    /// Incomplete ones are ignored: whoever needs the manifest will ask for it.
+    pub async fn learn(self: &Arc<Self>, version: &VersionRef, document: Document, origin: &str) {
+        if document.layers.is_some()
+            && let Err(error) = self.accept(version, document, origin).await
+        {
+            debug!(%version, %error, "not learnt");
+        }
+    }
+
+    /// Applies the policy to a manifest that is about to be used.
+    fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
+        let id = loaded.manifest.id();
+        if self.policy.respect_removal && lock(&self.removed).contains(id) {
+            return Err(Error::not_found(id));
+        }
+        if loaded.is_yanked() {
+            if self.policy.deny_yanked {
+                return Err(Error::Yanked { what: id.to_string() });
+            }
+            if self.first_report(id, "yanked") {
+                warn!(version = %id, "this version is yanked; it is served because it is named exactly");
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn first_report(&self, version: &VersionRef, what: &'static str) -> bool {
+        lock(&self.reported).insert((version.clone(), what))
+    }
+
+    /// The manifest from memory or disk, fresh or not.
+    fn known(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        if let Some(loaded) = lock(&self.manifests).loaded.get(version)
+            && (loaded.is_fresh() || !loaded.host.is_local())
+        {
+            return Some(Arc::clone(loaded));
+        }
+        let loaded = self.load_local(version).or_else(|| self.load_cached(version))?;
+        let loaded = Arc::new(loaded);
+        lock(&self.manifests).insert(Arc::clone(&loaded));
+        Some(loaded)
+    }
+
+    fn load_local(&self, version: &VersionRef) -> Option<Loaded> {
+        if !self.policy.local_packs {
+            return None;
+        }
+        let host = HostId::local();
+        let cached = self.cache.read_manifest(&host, version)?;
+        self.report_refused(&cached.manifest);
+        // A pack never expires, but may be packed again.
+        Some(Loaded::new(cached.manifest, host, "local pack".into(), RECHECK))
+    }
+
+    fn load_cached(&self, version: &VersionRef) -> Option<Loaded> {
+        let cached = self.cache.read_manifest(&self.host, version)?;
+        self.check_table(&cached.manifest).ok()?;
+        self.report_refused(&cached.manifest);
+        let life = cached.remaining(Timestamp::now());
+        Some(Loaded::new(cached.manifest, self.host.clone(), "cache".into(), life))
+    }
+
+    /// Compares a manifest with what the same version was before.
+    fn check_table(&self, manifest: &Manifest) -> Result<()> {
+        let id = manifest.id();
+        let table = manifest.table_digest();
+        self.journal
+            .remember_table(&journal_key(&self.host, id), table)
+            .map_err(|first| {
+                let alarm = Error::Contradiction {
+                    what: id.to_string(),
+                    detail: format!("its table was {first} and now is {table}"),
+                };
+                if self.first_report(id, "contradiction") {
+                    error!(version = %id, %first, now = %table, "integrity alarm: this version has changed; its first content stays");
+                }
+                alarm
+            })
+    }
+
+    fn report_refused(&self, manifest: &Manifest) {
+        let mut refused = manifest.refused();
+        if let Some((entry, reason)) = refused.next()
+            && self.first_report(manifest.id(), "refused")
+        {
+            let path: String = entry.path().chars().take(200).collect();
+            warn!(version = %manifest.id(), count = refused.count() + 1, first = ?path, %reason, "hiding files that cannot be served");
+        }
+    }
+
+    fn refresh_behind(self: &Arc<Self>, version: &VersionRef) {
+        if self.fetches.is_running(version) {
+            return;
+        }
+        let (store, version) = (Arc::clone(self), version.clone());
+        tokio::spawn(async move {
+            let deadline = Deadline::after(store.policy.metadata_timeout);
+            if let Err(error) = store.fetch(&version, deadline).await {
+                debug!(%version, %error, "could not refresh the manifest");
+                // A dead registry is asked once in a while, not with every lookup.
+                if let Some(loaded) = lock(&store.manifests).loaded.peek(&version) {
+                    loaded.keep_for(RECHECK);
+                }
+            }
+        });
+    }
+
+    /// Asks the sources, however fresh what is known may be.
+    ///
+    /// # Errors
+    ///
+    /// The first verdict, or else the last failure; [`Error::Offline`] without a source.
+    pub async fn fetch(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+        let start = || {
+            let (store, version) = (Arc::clone(self), version.clone());
+            let budget = Deadline::after(store.policy.metadata_timeout);
+            async move { budget.run(&version, store.fetch_now(&version, budget)).await }
+        };
+        if self.fetches.is_running(version) {
+            self.metrics.count(Counter::Joined);
+        }
+        let flight = async {
+            self.fetches
+                .run(version.clone(), start)
+                .await
+                .map_err(|lost| Error::Internal(lost.to_string()))?
+        };
+        deadline.run(version, flight).await
+    }
+
+    async fn fetch_now(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+        let mut failure = Error::Offline {
+            what: version.to_string(),
+        };
+        for source in &self.sources {
+            let error = match source.manifest(version, deadline).await {
+                Ok(document) => match self.accept(version, document, source.name()).await {
+                    Ok(loaded) => return Ok(loaded),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            debug!(%version, source = source.name(), %error, "no manifest");
+            if error.is_absence() {
+                if self.known(version).is_some() && lock(&self.removed).insert(version.clone()) {
+                    info!(%version, "the registry no longer has this version");
+                }
+                return Err(error);
+            }
+            failure = error;
+        }
+        Err(failure)
+    }
+
+    /// Checks a document, remembers it and writes it to the cache.
+    async fn accept(&self, version: &VersionRef, mut document: Document, origin: &str) -> Result<Arc<Loaded>> {
+        document.fill_sizes(|digest| self.cache.blob_size(digest));
+        let manifest = document
+            .into_manifest(version.clone())
+            .map_err(|source| Error::Manifest {
+                what: version.to_string(),
+                source,
+            })?;
+        self.check_table(&manifest)?;
+        self.report_refused(&manifest);
+        lock(&self.removed).remove(version);
+        let loaded = Arc::new(Loaded::new(manifest, self.host.clone(), origin.into(), MANIFEST_TTL));
+        lock(&self.manifests).insert(Arc::clone(&loaded));
+        let (cache, written) = (Arc::clone(&self.cache), Arc::clone(&loaded));
+        let writing = tokio::task::spawn_blocking(move || {
+            cache.write_manifest(&written.host, &written.manifest, Timestamp::now())
+        });
+        match writing.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%version, %error, "the manifest is not cached on disk"),
+            Err(error) => debug!(%version, %error, "the manifest is not cached on disk"),
+        }
+        Ok(loaded)
+    }
+
+}
+
+/// The key of a version in the journal.
+pub fn journal_key(host: &HostId, version: &VersionRef) -> String {
+    format!("{}/{version}", host.as_str())
+}
+
+/// Failures that are answered from memory for a moment.
+struct Failures<K: std::hash::Hash + Eq>(Mutex<LruCache<K, (Instant, Error)>>);
+
+impl<K: std::hash::Hash + Eq> Default for Failures<K> {
+    fn default() -> Self {
+        // Only the last two seconds count; more failures than this in that time are asked again.
+        const MOST: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+        Self(Mutex::new(LruCache::new(MOST)))
+    }
+}
+
+impl<K: std::hash::Hash + Eq> Failures<K> {
+    fn remember(&self, key: K, error: Error) {
+        lock(&self.0).put(key, (Instant::now(), error));
+    }
+
+    fn recent(&self, key: &K) -> Option<Error> {
+        let mut failures = lock(&self.0);
+        match failures.peek(key) {
+            Some((at, error)) if at.elapsed() < FAILURE_MEMORY => Some(error.clone()),
+            Some(_) => {
+                failures.pop(key);
+                None
+            }
+            None => None,
+        }
+    }
+}

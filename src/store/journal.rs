@@ -1,0 +1,313 @@
+//! What must be remembered across restarts, and must not be lost with the cache.
+//!
+//! The shared cache belongs to every Musher tool, any of which may empty it. Here, under the state
+//! directory, is what only this program knows: the digest of each version's table when it was first
+//! seen (a version that later answers differently raises the alarm), the salts of colliding inode
+//! tags, and the mutable names that inode numbers were given for, so that another process can go on
+//! serving the numbers that the kernel holds.
+//!
+//! One JSON line a fact, appended with a single `write(2)`, so that several processes can share a
+//! file; each reads what the others appended before it adds a fact of its own. A line that cannot be
+//! read is skipped. When most lines are repeats the file is written anew on opening.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::digest::Digest;
+
+/// Longest line that is believed.
+const MAX_LINE: u64 = 16 * 1024;
+
+/// One fact. Keys are opaque to the journal: `host/ns/slug@version` and `ns[/slug@selector]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Fact {
+    /// The table that a version had when it was first seen.
+    Table { version: String, table: Digest },
+    /// How often a version's inode tag had to be re-salted.
+    Salt { version: String, salt: u32 },
+    /// A mutable name that an inode number was given for.
+    Name { name: String },
+}
+
+#[derive(Default)]
+struct Known {
+    tables: HashMap<String, Digest>,
+    salts: HashMap<String, u32>,
+    names: HashSet<String>,
+}
+
+impl Known {
+    /// Takes a fact in; whether it was news. The first table of a version stays.
+    fn learn(&mut self, fact: Fact) -> bool {
+        match fact {
+            Fact::Table { version, table } => {
+                let known = self.tables.contains_key(&version);
+                self.tables.entry(version).or_insert(table);
+                !known
+            }
+            Fact::Salt { version, salt } => self.salts.insert(version, salt) != Some(salt),
+            Fact::Name { name } => self.names.insert(name),
+        }
+    }
+
+    fn facts(&self) -> impl Iterator<Item = Fact> {
+        let tables = self.tables.iter().map(|(version, &table)| Fact::Table {
+            version: version.clone(),
+            table,
+        });
+        let salts = self.salts.iter().map(|(version, &salt)| Fact::Salt {
+            version: version.clone(),
+            salt,
+        });
+        let names = self.names.iter().map(|name| Fact::Name { name: name.clone() });
+        tables.chain(salts).chain(names)
+    }
+}
+
+struct Inner {
+    known: Known,
+    /// `None` when there is no file: facts then live as long as the process.
+    file: Option<File>,
+    path: PathBuf,
+    /// How much of the file has been read.
+    read_to: u64,
+}
+
+/// The journal of one registry, shared by all mounts of one user.
+pub struct Journal(Mutex<Inner>);
+
+impl Journal {
+    /// A journal that forgets with the process.
+    pub fn in_memory() -> Self {
+        Self(Mutex::new(Inner {
+            known: Known::default(),
+            file: None,
+            path: PathBuf::new(),
+            read_to: 0,
+        }))
+    }
+
+    /// Opens or creates the journal at `path`, with directories for nobody else.
+    ///
+    /// A journal that cannot be opened is a warning, not an error: a mount without memory is
+    /// better than none.
+    pub fn open(path: &Path) -> Self {
+        let mut journal = Self::in_memory();
+        match Self::open_file(path) {
+            Ok(file) => {
+                let inner = journal.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+                inner.file = Some(file);
+                inner.path = path.to_owned();
+                let lines = inner.catch_up();
+                if lines > 2 * inner.known.facts().count() + 1000
+                    && let Err(error) = inner.rewrite()
+                {
+                    warn!(path = %path.display(), %error, "cannot compact the journal");
+                }
+            }
+            Err(error) => warn!(path = %path.display(), %error, "cannot open the journal; going on without"),
+        }
+        journal
+    }
+
+    fn open_file(path: &Path) -> io::Result<File> {
+        if let Some(dir) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)
+    }
+
+    /// Every statement leaves the journal usable, so a poisoned lock still is.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers the table of `version`, unless another one is known already.
+    ///
+    /// # Errors
+    ///
+    /// The table that is known.
+    pub fn remember_table(&self, version: &str, table: Digest) -> Result<(), Digest> {
+        let mut inner = self.lock();
+        inner.add(Fact::Table {
+            version: version.to_owned(),
+            table,
+        });
+        match inner.known.tables.get(version) {
+            Some(&known) if known != table => Err(known),
+            _ => Ok(()),
+        }
+    }
+
+    /// How often the tag of `version` has been re-salted.
+    pub fn salt(&self, version: &str) -> u32 {
+        self.lock().known.salts.get(version).copied().unwrap_or(0)
+    }
+
+    /// Remembers that the tag of `version` is re-salted `salt` times.
+    pub fn remember_salt(&self, version: &str, salt: u32) {
+        self.lock().add(Fact::Salt {
+            version: version.to_owned(),
+            salt,
+        });
+    }
+
+    /// Remembers that an inode number was given to `name`.
+    pub fn remember_name(&self, name: &str) {
+        let mut inner = self.lock();
+        if !inner.known.names.contains(name) {
+            inner.add(Fact::Name { name: name.to_owned() });
+        }
+    }
+
+    /// All names that inode numbers were given to.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().known.names.iter().cloned().collect()
+    }
+
+    /// All versions whose tables are known.
+    pub fn versions(&self) -> Vec<String> {
+        self.lock().known.tables.keys().cloned().collect()
+    }
+}
+
+impl Inner {
+    /// Appends `fact` if it is news, also to what other processes have appended meanwhile.
+    fn add(&mut self, fact: Fact) {
+        self.catch_up();
+        if !self.known.learn(fact.clone()) {
+            return;
+        }
+        let Some(file) = &mut self.file else { return };
+        let result = serde_json::to_vec(&fact).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            file.write_all(&line)
+        });
+        if let Err(error) = result {
+            warn!(path = %self.path.display(), %error, "cannot write the journal; going on without");
+            self.file = None;
+        }
+    }
+
+    /// Reads what was appended since the last time; returns the number of lines.
+    fn catch_up(&mut self) -> usize {
+        let replaced = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
+        if self.file.as_ref().is_some_and(replaced) {
+            self.file = Journal::open_file(&self.path).ok();
+            self.read_to = 0;
+        }
+        let Self {
+            known, file, read_to, ..
+        } = self;
+        let Some(file) = file else { return 0 };
+        if file.metadata().is_ok_and(|meta| meta.len() == *read_to) || file.seek(SeekFrom::Start(*read_to)).is_err() {
+            return 0;
+        }
+        let mut reader = BufReader::new(file);
+        let mut lines = 0;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line) {
+                Ok(length) if length > 0 && (line.ends_with(b"\n") || length as u64 == MAX_LINE) => {
+                    *read_to += length as u64;
+                    lines += 1;
+                    if let Ok(fact) = serde_json::from_slice(&line) {
+                        known.learn(fact);
+                    }
+                }
+                // The end, or a line that another process has not finished yet.
+                _ => return lines,
+            }
+        }
+    }
+
+    /// Replaces the file by one without repeats.
+    fn rewrite(&mut self) -> io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
+        for fact in self.known.facts() {
+            serde_json::to_writer(&mut temporary, &fact)?;
+            temporary.write_all(b"\n")?;
+        }
+        temporary.persist(&self.path).map_err(|error| error.error)?;
+        let file = Journal::open_file(&self.path)?;
+        self.read_to = file.metadata()?.len();
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Digest {
+        Digest::of(text.as_bytes())
+    }
+
+    #[test]
+    fn the_first_table_of_a_version_stays_across_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/host.jsonl");
+        let journal = Journal::open(&path);
+        assert_eq!(journal.remember_table("h/a/b@1.0.0", table("1")), Ok(()));
+        assert_eq!(journal.remember_table("h/a/b@1.0.0", table("2")), Err(table("1")));
+        journal.remember_salt("h/a/b@1.0.0", 2);
+        journal.remember_name("a/b@latest");
+        drop(journal);
+        let journal = Journal::open(&path);
+        assert_eq!(journal.remember_table("h/a/b@1.0.0", table("2")), Err(table("1")));
+        assert_eq!(journal.salt("h/a/b@1.0.0"), 2);
+        assert_eq!(journal.names(), ["a/b@latest"]);
+    }
+
+    #[test]
+    fn two_processes_see_each_others_facts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.jsonl");
+        let (one, other) = (Journal::open(&path), Journal::open(&path));
+        assert_eq!(one.remember_table("v", table("1")), Ok(()));
+        assert_eq!(other.remember_table("v", table("2")), Err(table("1")));
+    }
+
+    #[test]
+    fn damaged_lines_are_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.jsonl");
+        Journal::open(&path).remember_name("good");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.splice(0..0, b"\xff\n{\"odd\":1}\nnull\n".iter().copied());
+        bytes.extend_from_slice(&vec![b'x'; 40_000]);
+        bytes.push(b'\n');
+        fs::write(&path, bytes).unwrap();
+        let journal = Journal::open(&path);
+        assert_eq!(journal.names(), ["good"]);
+        journal.remember_name("later");
+        assert_eq!(Journal::open(&path).names().len(), 2);
+    }
+
+    #[test]
+    fn without_a_place_it_works_for_the_session() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let journal = Journal::open(&file.join("below/host.jsonl"));
+        assert_eq!(journal.remember_table("v", table("1")), Ok(()));
+        assert_eq!(journal.remember_table("v", table("2")), Err(table("1")));
+    }
+}

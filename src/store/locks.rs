@@ -1,0 +1,141 @@
+//! One download per digest across the processes of one user.
+//!
+//! An advisory `flock` on a file named after the digest, in a directory named after the cache,
+//! under the state directory and never inside the cache, which other tools empty. The kernel drops
+//! the locks of the dead. Locks are an optimisation: where they cannot be had, two processes fetch
+//! the same blob, and both results are right.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::digest::Digest;
+use crate::source::Deadline;
+
+/// First and longest pause between two attempts at a lock that somebody holds.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(64));
+
+/// The locks that belong to one cache.
+pub struct Locks {
+    dir: Option<PathBuf>,
+    complained: Once,
+}
+
+/// A held lock; released, and its file removed, on drop.
+#[derive(Debug)]
+pub struct Held {
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Removed while still held: whoever opened the file before finds that it has no name any
+        // more (see `attempt`) and starts over.
+        let _ = fs::remove_file(&self.path);
+        let _ = self.file.unlock();
+    }
+}
+
+impl Locks {
+    /// Locks below `state/locks/<hash of the cache root>/`; none at all without a state directory.
+    pub fn new(state: Option<&Path>, cache_root: &Path) -> Self {
+        let dir = state.map(|state| {
+            // The same root under two names (a link) should give the same locks.
+            let root = fs::canonicalize(cache_root).unwrap_or_else(|_| cache_root.to_owned());
+            let hash = Digest::of(root.as_os_str().as_encoded_bytes()).hex();
+            state.join("locks").join(&hash[..32])
+        });
+        Self {
+            dir,
+            complained: Once::new(),
+        }
+    }
+
+    /// Waits for the lock of `digest`; `None` when the deadline passed or locks cannot be had.
+    pub async fn acquire(&self, digest: Digest, deadline: Deadline) -> Option<Held> {
+        let dir = self.dir.as_ref()?;
+        let path = dir.join(digest.hex());
+        let mut pause = PAUSES.0;
+        loop {
+            match attempt(&path) {
+                Ok(Some(held)) => return Some(held),
+                Ok(None) if deadline.is_over() => return None,
+                Ok(None) => tokio::time::sleep(pause.min(deadline.remaining())).await,
+                Err(error) => {
+                    self.complained.call_once(|| {
+                        warn!(path = %dir.display(), %error, "cannot lock; other processes may fetch the same blobs");
+                    });
+                    return None;
+                }
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+}
+
+/// Tries once; `None` if somebody else holds it.
+fn attempt(path: &Path) -> io::Result<Option<Held>> {
+    let open = || {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+    };
+    let file = open().or_else(|error| match (error.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(dir)) => {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            open()
+        }
+        _ => Err(error),
+    })?;
+    match file.try_lock() {
+        // Its last holder removed it between our open and our lock.
+        Ok(()) if file.metadata()?.nlink() == 0 => Ok(None),
+        Ok(()) => Ok(Some(Held {
+            path: path.to_owned(),
+            file,
+        })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_excludes_and_leaves_nothing_behind() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let locks = Locks::new(Some(state.path()), cache.path());
+        let same = Locks::new(Some(state.path()), cache.path());
+        let digest = Digest::of(b"x");
+        let soon = || Deadline::after(Duration::from_millis(50));
+        let held = locks.acquire(digest, soon()).await.unwrap();
+        assert!(same.acquire(digest, soon()).await.is_none());
+        assert!(same.acquire(Digest::of(b"y"), soon()).await.is_some());
+        drop(held);
+        assert!(same.acquire(digest, soon()).await.is_some());
+        let dir = locks.dir.unwrap();
+        assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn without_a_usable_directory_there_is_no_lock_and_no_error() {
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let locks = Locks::new(None, Path::new("/nowhere"));
+        assert!(locks.acquire(Digest::of(b"x"), deadline).await.is_none());
+        let locks = Locks::new(Some(Path::new("/proc/nowhere")), Path::new("/nowhere"));
+        assert!(locks.acquire(Digest::of(b"x"), deadline).await.is_none());
+    }
+}
