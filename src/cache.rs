@@ -1,1 +1,476 @@
-//! stub
+//! The cache that all Musher tools share: manifests, refs and blobs on disk.
+//!
+//! ```text
+//! <root>/CACHEDIR.TAG
+//! <root>/blobs/sha256/2c/2cf24d…                       content, named by its digest
+//! <root>/manifests/<host>/<ns>/<slug>/1.2.0.json       what a version contains
+//! <root>/manifests/<host>/<ns>/<slug>/1.2.0.meta.json  its sidecar: how old that knowledge is
+//! <root>/refs/<host>/<ns>/<slug>/latest.json           what a moving name stands for
+//! <root>/temp/<uuid>.tmp                               on the way in
+//! ```
+//!
+//! The Python and TypeScript SDKs, musher-cli and mush read and write here too, each in its own
+//! dialect, without locks and without asking. So:
+//!
+//! * **Everything is read**, by tolerant rules. Whatever is damaged, foreign or half there is a miss,
+//!   never an error; a damaged sidecar only makes its manifest stale.
+//! * **One shape is written** that each of the others reads as its own; see `dialect.rs`.
+//! * **Anything may vanish at any moment**, the root included. It is created again by the next
+//!   write, and whoever reads a blob keeps it open instead of opening it by name twice.
+//! * **Nothing is trusted.** Blobs are handed out unverified, to be hashed by the caller before the
+//!   first byte is served. No link below the root is followed, for reading or writing.
+//! * **A file appears only by rename**, complete. Existing modes are never loosened.
+//! * A cache that cannot be written is no error to a reader: see [`Blob::Memory`].
+//!
+//! All calls block on the disk, never on the network or on another process.
+
+mod blob;
+mod dialect;
+mod dir;
+mod entry;
+mod scan;
+mod temp;
+
+pub use blob::{Blob, BlobWriter};
+pub use entry::{CachedManifest, CachedRef};
+pub use scan::{BlobFile, EntryPlace, Usage};
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::manifest::{Document, Manifest, State};
+pub use crate::reference::HostId;
+use crate::reference::{BundleId, LogicalPath, MAX_VERSION, Namespace, Slug, Version, VersionRef};
+use dir::Dir;
+use entry::Age;
+
+/// How long a manifest's state is served before the registry is asked again: as in all tools.
+pub const MANIFEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a moving name is served before the registry is asked again: as in all tools.
+pub const REF_TTL: Duration = Duration::from_secs(300);
+
+/// A larger JSON file is damaged, or hostile.
+const MAX_MANIFEST: u64 = 64 * 1024 * 1024;
+
+/// Sidecars and refs have some hundred bytes.
+const MAX_SMALL: u64 = 64 * 1024;
+
+const MANIFESTS: &str = "manifests";
+const REFS: &str = "refs";
+
+/// The shared cache below one root. Cheap to clone; clones are the same cache.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    /// Whether the root was put in order since it was last seen to be new.
+    prepared: AtomicBool,
+    /// Whether the log knows that the cache cannot be written.
+    warned: AtomicBool,
+}
+
+impl Cache {
+    /// The cache below `root`. Touches nothing: the root is created by the first write.
+    pub fn new(root: PathBuf) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                root,
+                prepared: AtomicBool::new(false),
+                warned: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Where the cache is.
+    pub fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// Reads the manifest of `version`, in any tool's dialect and under any spelling of `host`.
+    ///
+    /// `None` if there is none that can be used, for whatever reason.
+    pub fn read_manifest(&self, host: &HostId, version: &VersionRef) -> Option<CachedManifest> {
+        if !version.version.fits_cache() {
+            return None;
+        }
+        spellings(host).find_map(|spelling| self.read_entry(&spelling, host, version))
+    }
+
+    fn read_entry(
+        &self,
+        spelling: &HostId,
+        host: &HostId,
+        version: &VersionRef,
+    ) -> Option<CachedManifest> {
+        let dir = self
+            .open_dir(&manifest_dir(spelling, &version.bundle))
+            .ok()?;
+        let name = &version.version;
+        let json = read_json(&dir, &format!("{name}.json"), MAX_MANIFEST)?;
+        let age = match read_json(&dir, &format!("{name}.meta.json"), MAX_SMALL) {
+            Some(sidecar) => Age::parse(&sidecar, host.is_local()),
+            None => Age::UNKNOWN,
+        };
+        let (manifest, is_superset) = match dialect::read_superset(&json, version) {
+            Some(manifest) => (manifest, age.is_superset),
+            None => (self.read_foreign(&json, version)?, false),
+        };
+        Some(CachedManifest {
+            manifest,
+            fetched_at: age.fetched_at,
+            ttl: age.ttl,
+            is_superset,
+        })
+    }
+
+    fn read_foreign(&self, json: &[u8], version: &VersionRef) -> Option<Manifest> {
+        let miss = |error: &dyn std::error::Error| {
+            tracing::debug!(%version, %error, "a cached manifest cannot be used");
+        };
+        // Where JSON is skipped it is not decoded, and some tools put anything there.
+        std::str::from_utf8(json)
+            .inspect_err(|error| miss(error))
+            .ok()?;
+        let mut document = Document::parse(json)
+            .inspect_err(|error| miss(error))
+            .ok()?;
+        document.fill_sizes(|digest| self.blob_size(digest));
+        let manifest = document
+            .into_manifest(version.clone())
+            .inspect_err(|error| miss(error))
+            .ok()?;
+        if let Some(state) = dialect::read_state(json).flatten()
+            && state != manifest.info().state.as_str()
+        {
+            tracing::warn!(%version, state, "a cached manifest has an unknown state: taken for published");
+        }
+        Some(manifest)
+    }
+
+    /// Writes the manifest, as confirmed at `fetched_at`, and its sidecar last.
+    ///
+    /// Does nothing, successfully, for what must not be there: locally packed bundles belong to
+    /// musher-cli, a version that ends in `.meta` would pass for a sidecar, and entries over 64 MiB
+    /// would be refused by their readers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the cache cannot be written. The log has been told; a caller that can do
+    /// without the entry may ignore it.
+    pub fn write_manifest(
+        &self,
+        host: &HostId,
+        manifest: &Manifest,
+        fetched_at: Timestamp,
+    ) -> Result<()> {
+        let VersionRef { bundle, version } = manifest.id();
+        if host.is_local() || !version.fits_cache() {
+            return Ok(());
+        }
+        let dir = manifest_dir(host, bundle);
+        let written = self.put(&dir, &format!("{version}.json"), |out| {
+            dialect::write_manifest(out, manifest)
+        })?;
+        if written {
+            self.put(&dir, &format!("{version}.meta.json"), |out| {
+                dialect::write_sidecar(out, manifest, fetched_at)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes the manifest of `version` and its sidecar, under every spelling of `host`. Blobs
+    /// stay: other versions may share them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if one is there and cannot be removed.
+    pub fn remove_manifest(&self, host: &HostId, version: &VersionRef) -> Result<()> {
+        if !version.version.fits_cache() {
+            return Ok(());
+        }
+        for spelling in spellings(host) {
+            let path = manifest_dir(&spelling, &version.bundle);
+            let Ok(dir) = self.open_dir(&path) else {
+                continue;
+            };
+            for suffix in ["json", "meta.json"] {
+                let name = format!("{}.{suffix}", version.version);
+                dir.remove_file(&name)
+                    .map_err(|error| Error::io(self.root().join(&path).join(&name), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what `alias` of `bundle` (`latest`, a tag, a range) last stood for.
+    pub fn read_ref(&self, host: &HostId, bundle: &BundleId, alias: &str) -> Option<CachedRef> {
+        if !is_safe_alias(alias) {
+            return None;
+        }
+        let read = |spelling: HostId, name: &str| {
+            let dir = self.open_dir(&ref_dir(&spelling, bundle)).ok()?;
+            read_json(&dir, name, MAX_SMALL)
+        };
+        let dated = spellings(host).find_map(|spelling| {
+            let json = read(spelling, &format!("{alias}.json"))?;
+            CachedRef::parse(&json, host.is_local())
+        });
+        // mush 4.2.0 writes the bare version into `latest`, and no date.
+        dated.or_else(|| {
+            spellings(host)
+                .filter(|_| alias == "latest")
+                .find_map(|spelling| {
+                    let text = String::from_utf8(read(spelling, alias)?).ok()?;
+                    Some(CachedRef::undated(text.trim().parse().ok()?))
+                })
+        })
+    }
+
+    /// Notes that `alias` of `bundle` stands for `version` since `fetched_at`.
+    ///
+    /// Does nothing, successfully, for what must not be there: an alias that is no file name, a
+    /// locally packed bundle, a version that [`Cache::write_manifest`] would skip.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cache::write_manifest`].
+    pub fn write_ref(
+        &self,
+        host: &HostId,
+        bundle: &BundleId,
+        alias: &str,
+        version: &Version,
+        fetched_at: Timestamp,
+    ) -> Result<()> {
+        if host.is_local() || !is_safe_alias(alias) || !version.fits_cache() {
+            return Ok(());
+        }
+        self.put(&ref_dir(host, bundle), &format!("{alias}.json"), |out| {
+            dialect::write_ref(out, version, fetched_at)
+        })
+        .map(drop)
+    }
+
+    /// Opens a blob, to be read by position. Its bytes are **not verified**.
+    pub fn open_blob(&self, digest: Digest) -> Option<File> {
+        let root = Dir::open_root(self.root()).ok()?;
+        let (path, name) = blob::place_of(digest);
+        root.open_file(&format!("{path}/{name}"))
+            // Where mush 4.2.0 puts it.
+            .or_else(|_| root.open_file(&format!("{}/{name}", blob::BLOBS)))
+            .ok()
+    }
+
+    /// Opens mush 4.2.0's unpacked copy of a file. Its bytes are **not verified**, and it may be
+    /// another registry's: that view is not split by host.
+    pub fn legacy_copy(&self, version: &VersionRef, path: &LogicalPath) -> Option<File> {
+        let VersionRef { bundle, version } = version;
+        let root = Dir::open_root(self.root()).ok()?;
+        root.open_file(&format!("bundles/{bundle}/{version}/assets/{path}"))
+            .ok()
+    }
+
+    /// The size of a blob in bytes, if it is there.
+    pub fn blob_size(&self, digest: Digest) -> Option<u64> {
+        Some(self.open_blob(digest)?.metadata().ok()?.len())
+    }
+
+    /// Starts a blob of at most `limit` bytes. Nothing is created before the first byte comes.
+    pub fn blob_writer(&self, limit: u64) -> BlobWriter {
+        BlobWriter::new(self.clone(), limit)
+    }
+
+    /// The registries that have manifests here, as their directories are spelt;
+    /// [`HostId::local`] among them if bundles were packed on this machine.
+    pub fn hosts(&self) -> Vec<HostId> {
+        let mut hosts: Vec<HostId> = self.directories(MANIFESTS);
+        hosts.sort();
+        hosts
+    }
+
+    /// The namespaces that have a directory under any spelling of `host`, sorted.
+    pub fn namespaces(&self, host: &HostId) -> Vec<Namespace> {
+        let found: BTreeSet<Namespace> = spellings(host)
+            .flat_map(|spelling| self.directories(&format!("{MANIFESTS}/{spelling}")))
+            .collect();
+        found.into_iter().collect()
+    }
+
+    /// The bundles of `namespace` that have at least one manifest, sorted.
+    pub fn bundles(&self, host: &HostId, namespace: &Namespace) -> Vec<Slug> {
+        let found: BTreeSet<Slug> = spellings(host)
+            .flat_map(|spelling| self.directories(&format!("{MANIFESTS}/{spelling}/{namespace}")))
+            .collect();
+        let bundle = |slug: &Slug| BundleId {
+            namespace: namespace.clone(),
+            slug: slug.clone(),
+        };
+        found
+            .into_iter()
+            .filter(|slug| !self.versions(host, &bundle(slug)).is_empty())
+            .collect()
+    }
+
+    /// The versions of `bundle` that have a manifest, oldest first. Whether it can be read is not
+    /// looked at.
+    pub fn versions(&self, host: &HostId, bundle: &BundleId) -> Vec<Version> {
+        let found: BTreeSet<Version> = spellings(host)
+            .filter_map(|spelling| self.open_dir(&manifest_dir(&spelling, bundle)).ok())
+            .filter_map(|dir| list_versions(&dir).ok())
+            .flatten()
+            .collect();
+        found.into_iter().collect()
+    }
+
+    /// As [`Cache::versions`], with the state that each entry had when it was fetched; without
+    /// entries that are damaged before that point.
+    pub fn versions_with_state(&self, host: &HostId, bundle: &BundleId) -> Vec<(Version, State)> {
+        let state = |version: &Version| {
+            spellings(host).find_map(|spelling| {
+                let dir = self.open_dir(&manifest_dir(&spelling, bundle)).ok()?;
+                let file = dir.open_file(&format!("{version}.json")).ok()?;
+                let entry = io::BufReader::new(file.take(MAX_MANIFEST));
+                Some(match dialect::read_state(entry)?.as_deref() {
+                    Some("yanked") => State::Yanked,
+                    _ => State::Published,
+                })
+            })
+        };
+        self.versions(host, bundle)
+            .into_iter()
+            .filter_map(|version| state(&version).map(|state| (version, state)))
+            .collect()
+    }
+
+    fn open_dir(&self, path: &str) -> io::Result<Dir> {
+        Dir::open_root(self.root())?.open(path)
+    }
+
+    fn directories<T: std::str::FromStr>(&self, path: &str) -> Vec<T> {
+        let names = self
+            .open_dir(path)
+            .and_then(|dir| dir.directories().map(Vec::from_iter));
+        let names = names.unwrap_or_default();
+        names.iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Writes a JSON file by way of a temporary one; `false` if it would be too large to be read.
+    fn put(
+        &self,
+        dir: &str,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<bool> {
+        let attempt = || -> io::Result<bool> {
+            let mut temp = self.temp()?;
+            let mut out =
+                io::BufWriter::with_capacity(64 * 1024, Bounded(temp.file(), MAX_MANIFEST));
+            let written = write(&mut out).and_then(|()| out.flush());
+            let was_full = out.get_ref().1 == 0;
+            // What is still buffered then is not wanted.
+            drop(out.into_parts());
+            match written {
+                Err(_) if was_full => return Ok(false),
+                other => other?,
+            }
+            temp.place(self, dir, name)?;
+            Ok(true)
+        };
+        attempt().map_err(|error| {
+            self.trouble(&error);
+            Error::io(self.root().join(dir).join(name), error)
+        })
+    }
+
+    /// Tells the log, once, that the cache cannot be written.
+    fn trouble(&self, error: &io::Error) {
+        if !self.shared.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                root = %self.root().display(),
+                %error,
+                "the cache cannot be written: content is served without being kept"
+            );
+        }
+    }
+}
+
+/// Fails before more than so many bytes are written; 0 is left then.
+struct Bounded<W>(W, u64);
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.1.checked_sub(bytes.len() as u64) {
+            Some(left) if left > 0 => {
+                let written = self.0.write(bytes)?;
+                self.1 -= written as u64;
+                Ok(written)
+            }
+            _ => {
+                self.1 = 0;
+                Err(io::ErrorKind::FileTooLarge.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The directories in which a registry's entries may be, the right one first.
+fn spellings(host: &HostId) -> impl Iterator<Item = HostId> {
+    std::iter::once(host.clone()).chain(host.legacy_spellings())
+}
+
+fn manifest_dir(host: &HostId, bundle: &BundleId) -> String {
+    format!("{MANIFESTS}/{host}/{bundle}")
+}
+
+fn ref_dir(host: &HostId, bundle: &BundleId) -> String {
+    format!("{REFS}/{host}/{bundle}")
+}
+
+/// Whether an alias can be part of a file name: ranges such as `>=1, <3` can.
+fn is_safe_alias(alias: &str) -> bool {
+    (1..=MAX_VERSION).contains(&alias.len())
+        && !alias.starts_with('.')
+        && !alias.contains(['/', '\\'])
+        && !alias.contains(char::is_control)
+}
+
+/// The versions that have a manifest in `dir`: no sidecar, and no temporary file of the Python SDK.
+fn list_versions(dir: &Dir) -> io::Result<Vec<Version>> {
+    Ok(dir
+        .files()?
+        .filter_map(|name| name.strip_suffix(".json")?.parse().ok())
+        .filter(Version::fits_cache)
+        .collect())
+}
+
+/// The bytes of a file of at most `limit` bytes; `None` for anything else that may be there.
+fn read_json(dir: &Dir, name: &str, limit: u64) -> Option<Vec<u8>> {
+    let file = dir.open_file(name).ok()?;
+    let size = file.metadata().ok()?.len();
+    if size > limit {
+        return None;
+    }
+    let mut json = Vec::with_capacity(usize::try_from(size).ok()? + 1);
+    // It may grow while it is read: not every tool renames.
+    file.take(limit + 1).read_to_end(&mut json).ok()?;
+    (json.len() as u64 <= limit).then_some(json)
+}

@@ -10,6 +10,10 @@
 //! (`..`, separators, NUL) or hide in it (a leading dot). Whatever fails here does not exist as far
 //! as the mount is concerned: it is refused before any request is made.
 
+pub mod host;
+
+pub use host::{HostId, InvalidHost};
+
 use std::fmt;
 use std::str::FromStr;
 
