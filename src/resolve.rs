@@ -11,8 +11,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
@@ -91,6 +91,8 @@ struct RefState {
 
 struct Listed {
     listing: Arc<Listing>,
+    /// Whether the versions were asked for as well, or only the names.
+    detailed: bool,
     expires: Instant,
 }
 
@@ -105,7 +107,7 @@ pub struct Resolver {
     absent: Mutex<HashMap<RefKey, Instant>>,
     flights: SingleFlight<RefKey, Result<Resolution>>,
     listings: Mutex<HashMap<Namespace, Listed>>,
-    listing_flights: SingleFlight<Namespace, Result<Arc<Listing>>>,
+    listing_flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
     absent_namespaces: Mutex<HashMap<Namespace, Instant>>,
     versions: Mutex<HashMap<BundleId, (Arc<Vec<Published>>, Instant)>>,
     root: Mutex<Option<(Arc<BTreeSet<Namespace>>, Instant)>>,
@@ -149,7 +151,11 @@ impl Resolver {
     // ----- refs ------------------------------------------------------------------------------
 
     /// What the ref is, if that is known and fresh, or known to be absent.
-    pub fn resolve_now(&self, bundle: &BundleId, selector: &Selector) -> Option<Result<Resolution>> {
+    pub fn resolve_now(
+        &self,
+        bundle: &BundleId,
+        selector: &Selector,
+    ) -> Option<Result<Resolution>> {
         if let Selector::Version(version) = selector {
             return Some(Ok(Resolution {
                 version: version.clone(),
@@ -177,10 +183,12 @@ impl Resolver {
             let best = self.best_cached(bundle, selector);
             return Some(best.ok_or_else(|| Error::not_found(describe(bundle, selector))));
         }
-        let recently = lock(&self.absent).get(&key).is_some_and(|at| at.elapsed() < ABSENCE_TTL);
-        let unlisted = self.fresh_listing(&bundle.namespace).is_some_and(|listing| {
-            listing.complete && !listing.bundles.contains_key(&bundle.slug)
-        });
+        let recently = lock(&self.absent)
+            .get(&key)
+            .is_some_and(|at| at.elapsed() < ABSENCE_TTL);
+        let unlisted = self
+            .fresh_listing(&bundle.namespace, false)
+            .is_some_and(|listing| listing.complete && !listing.bundles.contains_key(&bundle.slug));
         (recently || unlisted).then(|| Err(Error::not_found(describe(bundle, selector))))
     }
 
@@ -262,7 +270,8 @@ impl Resolver {
                     return Ok(Resolution {
                         version,
                         remaining: REF_TTL,
-                        document: document.map(|document| Arc::new((document, source.name().to_owned()))),
+                        document: document
+                            .map(|document| Arc::new((document, source.name().to_owned()))),
                     });
                 }
                 Err(error) => {
@@ -361,7 +370,11 @@ impl Resolver {
         }
         if selector.is_mutable() {
             let (cache, host) = (Arc::clone(&self.settings.cache), self.settings.host.clone());
-            let (bundle, alias, version) = (bundle.clone(), selector.text().into_owned(), version.clone());
+            let (bundle, alias, version) = (
+                bundle.clone(),
+                selector.text().into_owned(),
+                version.clone(),
+            );
             let writing = tokio::task::spawn_blocking(move || {
                 cache.write_ref(&host, &bundle, &alias, &version, Timestamp::now())
             });
@@ -376,7 +389,10 @@ impl Resolver {
         let now = Instant::now();
         if let Some(state) = lock(&self.refs).get_mut(key) {
             state.used = now;
-            return Some((state.version.clone(), state.expires.saturating_duration_since(now)));
+            return Some((
+                state.version.clone(),
+                state.expires.saturating_duration_since(now),
+            ));
         }
         let (bundle, selector) = key;
         if !selector.is_mutable() {
@@ -386,7 +402,14 @@ impl Resolver {
             .settings
             .cache
             .read_ref(&self.settings.host, bundle, &selector.text())?;
-        let remaining = cached.remaining(Timestamp::now()).min(REF_TTL);
+        let wall = Timestamp::now();
+        let remaining = match cached.expires_at {
+            _ if !cached.is_fresh(wall) => Duration::ZERO,
+            Some(at) => Duration::try_from(at.duration_since(wall))
+                .unwrap_or_default()
+                .min(REF_TTL),
+            None => REF_TTL,
+        };
         let state = RefState {
             version: cached.version.clone(),
             expires: now + remaining,
@@ -421,15 +444,17 @@ impl Resolver {
     fn best_cached(&self, bundle: &BundleId, selector: &Selector) -> Option<Resolution> {
         let Settings { cache, host, .. } = &self.settings;
         let version = match selector {
-            Selector::Digest(digest) => cache.versions(host, bundle).into_iter().find(|version| {
-                let version = crate::reference::VersionRef {
-                    bundle: bundle.clone(),
-                    version: version.clone(),
-                };
-                let cached = cache.read_manifest(host, &version);
-                let named = cached.and_then(|cached| cached.manifest.info().oci_digest.clone());
-                named.is_some_and(|named| named.parse() == Ok(*digest))
-            })?,
+            Selector::Digest(digest) => {
+                cache.versions(host, bundle).into_iter().find(|version| {
+                    let version = crate::reference::VersionRef {
+                        bundle: bundle.clone(),
+                        version: version.clone(),
+                    };
+                    let cached = cache.read_manifest(host, &version);
+                    let named = cached.and_then(|cached| cached.manifest.info().oci_digest.clone());
+                    named.is_some_and(|named| named.parse() == Ok(*digest))
+                })?
+            }
             _ => {
                 let versions = cache.versions_with_state(host, bundle);
                 let published = versions
@@ -478,7 +503,9 @@ impl Resolver {
         let Settings { cache, host, .. } = &self.settings;
         if self.settings.namespaces.contains(namespace)
             || lock(&self.listings).contains_key(namespace)
-            || lock(&self.root).as_ref().is_some_and(|(root, _)| root.contains(namespace))
+            || lock(&self.root)
+                .as_ref()
+                .is_some_and(|(root, _)| root.contains(namespace))
             || !cache.bundles(host, namespace).is_empty()
             || self.settings.local_packs && !cache.bundles(&HostId::local(), namespace).is_empty()
         {
@@ -488,37 +515,43 @@ impl Resolver {
             return Some(false);
         }
         let absent = lock(&self.absent_namespaces).get(namespace).copied();
-        absent.is_some_and(|at| at.elapsed() < ABSENCE_TTL).then_some(false)
+        absent
+            .is_some_and(|at| at.elapsed() < ABSENCE_TTL)
+            .then_some(false)
     }
 
     /// Whether the namespace exists: it does unless a source answers that it does not.
     pub async fn namespace(self: &Arc<Self>, namespace: &Namespace, deadline: Deadline) -> bool {
         match self.namespace_now(namespace) {
             Some(known) => known,
-            None => match self.list(namespace, deadline).await {
+            None => match self.ask_for_listing(namespace, false, deadline).await {
                 Ok(_) => true,
                 Err(error) => !error.is_absence(),
             },
         }
     }
 
-    fn fresh_listing(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+    fn fresh_listing(&self, namespace: &Namespace, detailed: bool) -> Option<Arc<Listing>> {
         let listings = lock(&self.listings);
         let listed = listings.get(namespace)?;
-        (listed.expires > Instant::now()).then(|| Arc::clone(&listed.listing))
+        let serves = listed.expires > Instant::now() && (listed.detailed || !detailed);
+        serves.then(|| Arc::clone(&listed.listing))
     }
 
     /// The namespace's listing, if it is fresh or nobody can be asked.
     pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
-        if let Some(listing) = self.fresh_listing(namespace) {
+        if let Some(listing) = self.fresh_listing(namespace, true) {
             return Some(listing);
         }
-        self.is_offline().then(|| Arc::new(self.cached_listing(namespace)))
+        self.is_offline()
+            .then(|| Arc::new(self.cached_listing(namespace)))
     }
 
     /// The namespace's listing as it was last seen, however long ago.
     pub fn last_listing(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
-        lock(&self.listings).get(namespace).map(|listed| Arc::clone(&listed.listing))
+        lock(&self.listings)
+            .get(namespace)
+            .map(|listed| Arc::clone(&listed.listing))
     }
 
     /// What the namespace holds; asks the sources unless a listing is fresh.
@@ -527,16 +560,32 @@ impl Resolver {
     ///
     /// [`Error::NotFound`] if a source says so and nothing of it is cached. Other failures are
     /// answered from the cache, as an incomplete listing.
-    pub async fn list(self: &Arc<Self>, namespace: &Namespace, deadline: Deadline) -> Result<Arc<Listing>> {
-        if let Some(listing) = self.list_now(namespace) {
-            return Ok(listing);
+    pub async fn list(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        deadline: Deadline,
+    ) -> Result<Arc<Listing>> {
+        match self.list_now(namespace) {
+            Some(listing) => Ok(listing),
+            None => self.ask_for_listing(namespace, true, deadline).await,
         }
+    }
+
+    async fn ask_for_listing(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        detailed: bool,
+        deadline: Deadline,
+    ) -> Result<Arc<Listing>> {
         let start = || {
             let (resolver, namespace) = (Arc::clone(self), namespace.clone());
-            async move { resolver.list_from_sources(&namespace).await }
+            async move { resolver.list_from_sources(&namespace, detailed).await }
         };
         let flight = async {
-            let landed = self.listing_flights.run(namespace.clone(), start).await;
+            let landed = self
+                .listing_flights
+                .run((namespace.clone(), detailed), start)
+                .await;
             landed.map_err(|lost| Error::Internal(lost.to_string()))?
         };
         match deadline.run(namespace, flight).await {
@@ -545,17 +594,31 @@ impl Resolver {
         }
     }
 
-    async fn list_from_sources(&self, namespace: &Namespace) -> Result<Arc<Listing>> {
+    async fn list_from_sources(
+        &self,
+        namespace: &Namespace,
+        detailed: bool,
+    ) -> Result<Arc<Listing>> {
         // A moment less than the caller's budget, so that a partial listing is in time.
         let deadline = Deadline::after(self.settings.timeout.mul_f64(0.9));
         let mut listing = self.cached_listing(namespace);
         let mut absent = false;
         for source in &self.settings.sources {
-            match deadline.run(namespace, source.bundles(namespace, deadline)).await {
+            match deadline
+                .run(namespace, source.bundles(namespace, deadline))
+                .await
+            {
                 Ok(slugs) => {
                     absent = false;
                     listing.complete = true;
-                    self.list_versions(source, namespace, slugs, &mut listing, deadline).await;
+                    let slugs: BTreeSet<Slug> = slugs.into_iter().collect();
+                    for slug in &slugs {
+                        listing.bundles.entry(slug.clone()).or_default();
+                    }
+                    if detailed {
+                        self.list_versions(source, namespace, slugs, &mut listing, deadline)
+                            .await;
+                    }
                     break;
                 }
                 Err(error) => {
@@ -573,9 +636,14 @@ impl Resolver {
             return Err(Error::not_found(format_args!("namespace {namespace}")));
         }
         let listing = Arc::new(listing);
-        let life = if listing.complete { LISTING_TTL } else { ABSENCE_TTL };
+        let life = if listing.complete {
+            LISTING_TTL
+        } else {
+            ABSENCE_TTL
+        };
         let listed = Listed {
             listing: Arc::clone(&listing),
+            detailed,
             expires: Instant::now() + life,
         };
         lock(&self.listings).insert(namespace.clone(), listed);
@@ -587,11 +655,10 @@ impl Resolver {
         &self,
         source: &Arc<dyn Source>,
         namespace: &Namespace,
-        slugs: Vec<Slug>,
+        slugs: BTreeSet<Slug>,
         listing: &mut Listing,
         deadline: Deadline,
     ) {
-        let slugs: BTreeSet<Slug> = slugs.into_iter().collect();
         if slugs.len() > MOST_LISTED {
             debug!(%namespace, bundles = slugs.len(), "too many bundles to list all versions");
         }
@@ -603,16 +670,15 @@ impl Resolver {
                 slug: slug.clone(),
             })
             .collect();
-        for slug in slugs {
-            listing.bundles.entry(slug).or_default();
-        }
         let mut answers = futures_util::stream::iter(asked)
             .map(|bundle| async move {
                 let known = self.known_versions(&bundle);
                 let rows = match known {
                     Some(rows) => Ok(rows),
                     None => {
-                        let asking = deadline.run(&bundle, source.versions(&bundle, deadline)).await;
+                        let asking = deadline
+                            .run(&bundle, source.versions(&bundle, deadline))
+                            .await;
                         asking.map(|rows| self.remember_versions(&bundle, rows))
                     }
                 };
@@ -710,7 +776,10 @@ impl Resolver {
                 let deadline = Deadline::after(resolver.settings.timeout.mul_f64(0.9));
                 let mut names = resolver.cached_namespaces();
                 for source in &resolver.settings.sources {
-                    match deadline.run("namespaces", source.namespaces(deadline)).await {
+                    match deadline
+                        .run("namespaces", source.namespaces(deadline))
+                        .await
+                    {
                         Ok(more) => names.extend(more),
                         Err(error) => debug!(source = source.name(), %error, "no namespaces"),
                     }
@@ -761,14 +830,19 @@ fn describe(bundle: &BundleId, selector: &Selector) -> String {
 
 /// The newest of `versions` that the selector admits. Pre-releases only when the selector asks for
 /// them, or when there is nothing else to be the latest.
-fn newest<'a>(versions: impl Iterator<Item = &'a Version> + Clone, selector: &Selector) -> Option<&'a Version> {
+fn newest<'a>(
+    versions: impl Iterator<Item = &'a Version> + Clone,
+    selector: &Selector,
+) -> Option<&'a Version> {
     match selector {
         Selector::Latest => {
             let releases = versions.clone().filter(|version| !version.is_prerelease());
             releases.max().or_else(|| versions.max())
         }
         // `VersionReq` admits a pre-release only if the range names one of the same numbers.
-        Selector::Range { req, .. } => versions.filter(|version| req.matches(version.semver())).max(),
+        Selector::Range { req, .. } => versions
+            .filter(|version| req.matches(version.semver()))
+            .max(),
         Selector::Version(_) | Selector::Tag(_) | Selector::Digest(_) => None,
     }
 }
@@ -777,15 +851,81 @@ fn newest<'a>(versions: impl Iterator<Item = &'a Version> + Clone, selector: &Se
 /// directory they pass (`AGENTS.md`, `package.json`, `Makefile`): such a probe must cost nothing.
 fn is_probe(name: &str) -> bool {
     const ENDINGS: &[&str] = &[
-        "bazel", "bzl", "cfg", "cjs", "conf", "cs", "csproj", "css", "env", "exe", "gemspec", "go", "gradle", "html",
-        "inf", "ini", "ipynb", "java", "js", "json", "json5", "jsonc", "kts", "lock", "lua", "md", "mdc", "mdx", "mjs",
-        "mod", "nix", "php", "properties", "py", "rb", "rs", "sh", "sln", "so", "sum", "toml", "ts", "tsx", "txt",
-        "work", "xml", "yaml", "yml", "zip",
+        "bazel",
+        "bzl",
+        "cfg",
+        "cjs",
+        "conf",
+        "cs",
+        "csproj",
+        "css",
+        "env",
+        "exe",
+        "gemspec",
+        "go",
+        "gradle",
+        "html",
+        "inf",
+        "ini",
+        "ipynb",
+        "java",
+        "js",
+        "json",
+        "json5",
+        "jsonc",
+        "kts",
+        "lock",
+        "lua",
+        "md",
+        "mdc",
+        "mdx",
+        "mjs",
+        "mod",
+        "nix",
+        "php",
+        "properties",
+        "py",
+        "rb",
+        "rs",
+        "sh",
+        "sln",
+        "so",
+        "sum",
+        "toml",
+        "ts",
+        "tsx",
+        "txt",
+        "work",
+        "xml",
+        "yaml",
+        "yml",
+        "zip",
     ];
     const NAMES: &[&str] = &[
-        "BUILD", "CVS", "Dockerfile", "Gemfile", "GNUmakefile", "HEAD", "Jenkinsfile", "Justfile", "LICENSE",
-        "Makefile", "Pipfile", "Podfile", "Procfile", "RCS", "README", "SCCS", "WORKSPACE", "_darcs", "autorun",
-        "justfile", "makefile", "node_modules", "objects", "refs",
+        "BUILD",
+        "CVS",
+        "Dockerfile",
+        "Gemfile",
+        "GNUmakefile",
+        "HEAD",
+        "Jenkinsfile",
+        "Justfile",
+        "LICENSE",
+        "Makefile",
+        "Pipfile",
+        "Podfile",
+        "Procfile",
+        "RCS",
+        "README",
+        "SCCS",
+        "WORKSPACE",
+        "_darcs",
+        "autorun",
+        "justfile",
+        "makefile",
+        "node_modules",
+        "objects",
+        "refs",
     ];
     NAMES.contains(&name)
         || name

@@ -157,7 +157,9 @@ impl Manifests {
             self.memory -= old.manifest.memory();
         }
         while self.memory > MANIFEST_MEMORY && self.loaded.len() > 1 {
-            let Some((_, old)) = self.loaded.pop_lru() else { break };
+            let Some((_, old)) = self.loaded.pop_lru() else {
+                break;
+            };
             self.memory -= old.manifest.memory();
         }
     }
@@ -244,13 +246,44 @@ impl Store {
         Some(self.admit(loaded))
     }
 
+    /// The manifest of a version that somebody holds already: from memory or disk, whatever its age
+    /// and whatever the policy says about looking it up now.
+    pub fn held_now(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        self.known(version)
+    }
+
+    /// Like [`Store::held_now`], asking the sources if the cache has lost it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::fetch`].
+    pub async fn held(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        deadline: Deadline,
+    ) -> Result<Arc<Loaded>> {
+        match self.known(version) {
+            Some(loaded) => Ok(loaded),
+            None => self.fetch(version, deadline).await,
+        }
+    }
+
+    /// The manifest if it is in memory.
+    pub fn in_memory(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        lock(&self.manifests).loaded.peek(version).cloned()
+    }
+
     /// Returns the manifest, asking the sources if it is not at hand.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`], [`Error::Yanked`] and [`Error::Denied`] are verdicts, the others
     /// failures. No failure takes away what is cached.
-    pub async fn manifest(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+    pub async fn manifest(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        deadline: Deadline,
+    ) -> Result<Arc<Loaded>> {
         if let Some(answer) = self.manifest_now(version) {
             return answer;
         }
@@ -286,7 +319,9 @@ impl Store {
         }
         if loaded.is_yanked() {
             if self.policy.deny_yanked {
-                return Err(Error::Yanked { what: id.to_string() });
+                return Err(Error::Yanked {
+                    what: id.to_string(),
+                });
             }
             if self.first_report(id, "yanked") {
                 warn!(version = %id, "this version is yanked; it is served because it is named exactly");
@@ -306,7 +341,9 @@ impl Store {
         {
             return Some(Arc::clone(loaded));
         }
-        let loaded = self.load_local(version).or_else(|| self.load_cached(version))?;
+        let loaded = self
+            .load_local(version)
+            .or_else(|| self.load_cached(version))?;
         let loaded = Arc::new(loaded);
         lock(&self.manifests).insert(Arc::clone(&loaded));
         Some(loaded)
@@ -320,7 +357,12 @@ impl Store {
         let cached = self.cache.read_manifest(&host, version)?;
         self.report_refused(&cached.manifest);
         // A pack never expires, but may be packed again.
-        Some(Loaded::new(cached.manifest, host, "local pack".into(), RECHECK))
+        Some(Loaded::new(
+            cached.manifest,
+            host,
+            "local pack".into(),
+            RECHECK,
+        ))
     }
 
     fn load_cached(&self, version: &VersionRef) -> Option<Loaded> {
@@ -328,7 +370,12 @@ impl Store {
         self.check_table(&cached.manifest).ok()?;
         self.report_refused(&cached.manifest);
         let life = cached.remaining(Timestamp::now());
-        Some(Loaded::new(cached.manifest, self.host.clone(), "cache".into(), life))
+        Some(Loaded::new(
+            cached.manifest,
+            self.host.clone(),
+            "cache".into(),
+            life,
+        ))
     }
 
     /// Compares a manifest with what the same version was before.
@@ -381,11 +428,19 @@ impl Store {
     /// # Errors
     ///
     /// The first verdict, or else the last failure; [`Error::Offline`] without a source.
-    pub async fn fetch(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+    pub async fn fetch(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        deadline: Deadline,
+    ) -> Result<Arc<Loaded>> {
         let start = || {
             let (store, version) = (Arc::clone(self), version.clone());
             let budget = Deadline::after(store.policy.metadata_timeout);
-            async move { budget.run(&version, store.fetch_now(&version, budget)).await }
+            async move {
+                budget
+                    .run(&version, store.fetch_now(&version, budget))
+                    .await
+            }
         };
         if self.fetches.is_running(version) {
             self.metrics.count(Counter::Joined);
@@ -399,7 +454,11 @@ impl Store {
         deadline.run(version, flight).await
     }
 
-    async fn fetch_now(self: &Arc<Self>, version: &VersionRef, deadline: Deadline) -> Result<Arc<Loaded>> {
+    async fn fetch_now(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        deadline: Deadline,
+    ) -> Result<Arc<Loaded>> {
         let mut failure = Error::Offline {
             what: version.to_string(),
         };
@@ -424,18 +483,29 @@ impl Store {
     }
 
     /// Checks a document, remembers it and writes it to the cache.
-    async fn accept(&self, version: &VersionRef, mut document: Document, origin: &str) -> Result<Arc<Loaded>> {
+    async fn accept(
+        &self,
+        version: &VersionRef,
+        mut document: Document,
+        origin: &str,
+    ) -> Result<Arc<Loaded>> {
         document.fill_sizes(|digest| self.cache.blob_size(digest));
-        let manifest = document
-            .into_manifest(version.clone())
-            .map_err(|source| Error::Manifest {
-                what: version.to_string(),
-                source,
-            })?;
+        let manifest =
+            document
+                .into_manifest(version.clone())
+                .map_err(|source| Error::Manifest {
+                    what: version.to_string(),
+                    source,
+                })?;
         self.check_table(&manifest)?;
         self.report_refused(&manifest);
         lock(&self.removed).remove(version);
-        let loaded = Arc::new(Loaded::new(manifest, self.host.clone(), origin.into(), MANIFEST_TTL));
+        let loaded = Arc::new(Loaded::new(
+            manifest,
+            self.host.clone(),
+            origin.into(),
+            MANIFEST_TTL,
+        ));
         lock(&self.manifests).insert(Arc::clone(&loaded));
         let (cache, written) = (Arc::clone(&self.cache), Arc::clone(&loaded));
         let writing = tokio::task::spawn_blocking(move || {
@@ -448,7 +518,6 @@ impl Store {
         }
         Ok(loaded)
     }
-
 }
 
 /// The key of a version in the journal.

@@ -131,7 +131,9 @@ impl Content {
             memory.bytes -= old.len();
         }
         while memory.bytes > MOST_MEMORY && memory.blobs.len() > 1 {
-            let Some((_, old)) = memory.blobs.pop_lru() else { break };
+            let Some((_, old)) = memory.blobs.pop_lru() else {
+                break;
+            };
             memory.bytes -= old.len();
         }
         Verified::Memory(bytes)
@@ -164,7 +166,11 @@ impl Wanted {
 
     /// As errors and logs name it.
     fn what(&self) -> String {
-        let path = self.loaded.manifest.entry(self.index).map_or("?", |entry| entry.path());
+        let path = self
+            .loaded
+            .manifest
+            .entry(self.index)
+            .map_or("?", |entry| entry.path());
         format!("{}/{path}", self.loaded.manifest.id())
     }
 }
@@ -232,7 +238,9 @@ impl Store {
     /// Hashes an open file again whose fingerprint has changed. Losing its name (a clean-up, a heal
     /// by rename) changes the ctime but not the bytes, and the descriptor goes on serving.
     fn recheck(&self, wanted: &Wanted, verified: &Verified) -> Option<Verified> {
-        let Verified::File(open) = verified else { return Some(verified.clone()) };
+        let Verified::File(open) = verified else {
+            return Some(verified.clone());
+        };
         let good = self.hash_file(wanted, &open.0).zip(open.0.try_clone().ok());
         if good.is_none() {
             self.content.forget(&wanted.digest);
@@ -248,10 +256,19 @@ impl Store {
     /// Hashes a small cached file while reading it whole into `buffer`.
     ///
     /// `Err(Some(_))`: it was hashed before and is unchanged, so it was not read. `Err(None)`: bad.
-    fn verify_inline(&self, wanted: &Wanted, file: File, buffer: &mut Vec<u8>) -> Result<(), Option<Verified>> {
+    fn verify_inline(
+        &self,
+        wanted: &Wanted,
+        file: File,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Option<Verified>> {
         let fingerprint = Fingerprint::of(&file).map_err(|_| None)?;
         if lock(&self.content.hashed).get(&wanted.digest) == Some(&fingerprint) {
-            return Err(Some(self.content.keep_file(wanted.digest, file, fingerprint)));
+            return Err(Some(self.content.keep_file(
+                wanted.digest,
+                file,
+                fingerprint,
+            )));
         }
         self.metrics.count(Counter::Verified);
         // A file of another size needs no reading.
@@ -298,9 +315,13 @@ impl Store {
             if read_verified(&verified, wanted.size, offset, size, &mut buffer).is_ok() {
                 return Ok(buffer);
             }
-            debug!(what = wanted.what(), "the blob changed after it was verified");
+            debug!(
+                what = wanted.what(),
+                "the blob changed after it was verified"
+            );
             let (store, wanted) = (Arc::clone(self), wanted.clone());
-            let recheck = tokio::task::spawn_blocking(move || store.recheck(&wanted, &verified).is_some());
+            let recheck =
+                tokio::task::spawn_blocking(move || store.recheck(&wanted, &verified).is_some());
             let _ = recheck.await;
         }
         Err(Error::WrongBytes {
@@ -315,7 +336,12 @@ impl Store {
     /// # Errors
     ///
     /// Those of [`Store::read`].
-    pub async fn fetch_file(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32, deadline: Deadline) -> Result<()> {
+    pub async fn fetch_file(
+        self: &Arc<Self>,
+        loaded: &Arc<Loaded>,
+        index: u32,
+        deadline: Deadline,
+    ) -> Result<()> {
         let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
         self.obtain(&wanted, deadline).await.map(drop)
     }
@@ -390,14 +416,17 @@ impl Store {
             drop(lock);
             fetched
         };
-        let answer = deadline.run(wanted.what(), work).await.map_err(|error| match cached {
-            Err(BadFile) if error.is_outage() => Error::WrongBytes {
-                what: wanted.what(),
-                expected: wanted.digest,
-                origin: format!("the cache (and it cannot be fetched again: {error})"),
-            },
-            _ => error,
-        });
+        let answer = deadline
+            .run(wanted.what(), work)
+            .await
+            .map_err(|error| match cached {
+                Err(BadFile) if error.is_outage() => Error::WrongBytes {
+                    what: wanted.what(),
+                    expected: wanted.digest,
+                    origin: format!("the cache (and it cannot be fetched again: {error})"),
+                },
+                _ => error,
+            });
         if let Err(error) = &answer {
             self.content.failures.remember(wanted.digest, error.clone());
         }
@@ -412,7 +441,11 @@ impl Store {
                 return Ok(store.adopt_copy(&wanted));
             };
             if let Some(fingerprint) = store.hash_file(&wanted, &file) {
-                return Ok(Some(store.content.keep_file(wanted.digest, file, fingerprint)));
+                return Ok(Some(store.content.keep_file(
+                    wanted.digest,
+                    file,
+                    fingerprint,
+                )));
             }
             store.report_bad(&wanted);
             store.adopt_copy(&wanted).map(Some).ok_or(BadFile)
@@ -460,7 +493,8 @@ impl Store {
             writer.write(&chunk[..read]).ok()?;
             offset += read as u64;
         }
-        self.keep_blob(wanted.digest, writer.finish(wanted.digest).ok()?).ok()
+        self.keep_blob(wanted.digest, writer.finish(wanted.digest).ok()?)
+            .ok()
     }
 
     fn keep_blob(&self, digest: Digest, blob: Blob) -> Result<Verified> {
@@ -476,7 +510,9 @@ impl Store {
 
     /// Asks the sources in order; a source with the wrong bytes counts as failed.
     async fn fetch_blob(&self, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
-        let mut failure = Error::Offline { what: wanted.what() };
+        let mut failure = Error::Offline {
+            what: wanted.what(),
+        };
         for source in &self.sources {
             match self.fetch_from(source, wanted, deadline).await {
                 Ok(verified) => {
@@ -497,7 +533,12 @@ impl Store {
         Err(failure)
     }
 
-    async fn fetch_from(&self, source: &Arc<dyn Source>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
+    async fn fetch_from(
+        &self,
+        source: &Arc<dyn Source>,
+        wanted: &Wanted,
+        deadline: Deadline,
+    ) -> Result<Verified> {
         let manifest = &wanted.loaded.manifest;
         let entry = file_entry(&wanted.loaded, wanted.index)?;
         let mut writer = self.cache.blob_writer(wanted.size);
@@ -519,16 +560,28 @@ impl Store {
     }
 
     /// Caches content that came in bulk; what does not match the manifest is dropped.
-    pub(super) fn keep_pulled(&self, loaded: &Loaded, pulled: Vec<(String, Bytes)>, origin: &Arc<str>) -> usize {
+    pub(super) fn keep_pulled(
+        &self,
+        loaded: &Loaded,
+        pulled: Vec<(String, Bytes)>,
+        origin: &Arc<str>,
+    ) -> usize {
         let mut kept = 0;
         for (path, bytes) in pulled {
-            let Some(file) = loaded.manifest.find(&path).filter(Entry::is_file) else { continue };
+            let Some(file) = loaded.manifest.find(&path).filter(Entry::is_file) else {
+                continue;
+            };
             if bytes.len() as u64 != file.size() || Digest::of(&bytes) != file.digest() {
                 continue;
             }
             let mut writer = self.cache.blob_writer(file.size());
-            let blob = writer.write(&bytes).and_then(|()| writer.finish(file.digest()));
-            if blob.and_then(|blob| self.keep_blob(file.digest(), blob)).is_ok() {
+            let blob = writer
+                .write(&bytes)
+                .and_then(|()| writer.finish(file.digest()));
+            if blob
+                .and_then(|blob| self.keep_blob(file.digest(), blob))
+                .is_ok()
+            {
                 kept += 1;
                 self.metrics.add(Counter::SourceBytes, file.size());
                 lock(&self.content.origins).put(file.digest(), Arc::clone(origin));
@@ -561,7 +614,9 @@ fn file_entry(loaded: &Loaded, index: u32) -> Result<Entry<'_>> {
 
 /// Cuts `buffer`, a whole file, down to the wanted part.
 fn slice(buffer: &mut Vec<u8>, offset: u64, size: u32) {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(buffer.len());
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(buffer.len());
     buffer.drain(..start);
     buffer.truncate(size as usize);
 }
@@ -579,7 +634,9 @@ fn read_verified(
     let length = usize::try_from(end.saturating_sub(offset)).unwrap_or(0);
     match verified {
         Verified::Memory(bytes) => {
-            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
             buffer.extend_from_slice(&bytes[start..(start + length).min(bytes.len())]);
         }
         Verified::File(open) => {
@@ -611,7 +668,9 @@ fn read_some(file: &File, whole: u64, offset: u64, buffer: &mut [u8]) -> Result<
     if whole > HASH_INLINE && !UNSUPPORTED.load(Ordering::Relaxed) {
         let mut slices = [io::IoSliceMut::new(buffer)];
         match rustix::io::preadv2(file, &mut slices, offset, DONT_CACHE) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => UNSUPPORTED.store(true, Ordering::Relaxed),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                UNSUPPORTED.store(true, Ordering::Relaxed)
+            }
             answer => return answer,
         }
     }

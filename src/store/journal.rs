@@ -67,7 +67,10 @@ impl Known {
             version: version.clone(),
             salt,
         });
-        let names = self.names.iter().map(|name| Fact::Name { name: name.clone() });
+        let names = self
+            .names
+            .iter()
+            .map(|name| Fact::Name { name: name.clone() });
         tables.chain(salts).chain(names)
     }
 }
@@ -113,14 +116,19 @@ impl Journal {
                     warn!(path = %path.display(), %error, "cannot compact the journal");
                 }
             }
-            Err(error) => warn!(path = %path.display(), %error, "cannot open the journal; going on without"),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "cannot open the journal; going on without")
+            }
         }
         journal
     }
 
     fn open_file(path: &Path) -> io::Result<File> {
         if let Some(dir) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)?;
         }
         OpenOptions::new()
             .read(true)
@@ -170,7 +178,9 @@ impl Journal {
     pub fn remember_name(&self, name: &str) {
         let mut inner = self.lock();
         if !inner.known.names.contains(name) {
-            inner.add(Fact::Name { name: name.to_owned() });
+            inner.add(Fact::Name {
+                name: name.to_owned(),
+            });
         }
     }
 
@@ -193,10 +203,12 @@ impl Inner {
             return;
         }
         let Some(file) = &mut self.file else { return };
-        let result = serde_json::to_vec(&fact).map_err(io::Error::from).and_then(|mut line| {
-            line.push(b'\n');
-            file.write_all(&line)
-        });
+        let result = serde_json::to_vec(&fact)
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                file.write_all(&line)
+            });
         if let Err(error) = result {
             warn!(path = %self.path.display(), %error, "cannot write the journal; going on without");
             self.file = None;
@@ -211,10 +223,15 @@ impl Inner {
             self.read_to = 0;
         }
         let Self {
-            known, file, read_to, ..
+            known,
+            file,
+            read_to,
+            ..
         } = self;
         let Some(file) = file else { return 0 };
-        if file.metadata().is_ok_and(|meta| meta.len() == *read_to) || file.seek(SeekFrom::Start(*read_to)).is_err() {
+        if file.metadata().is_ok_and(|meta| meta.len() == *read_to)
+            || file.seek(SeekFrom::Start(*read_to)).is_err()
+        {
             return 0;
         }
         let mut reader = BufReader::new(file);
@@ -223,7 +240,9 @@ impl Inner {
         loop {
             line.clear();
             match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line) {
-                Ok(length) if length > 0 && (line.ends_with(b"\n") || length as u64 == MAX_LINE) => {
+                Ok(length)
+                    if length > 0 && (line.ends_with(b"\n") || length as u64 == MAX_LINE) =>
+                {
                     *read_to += length as u64;
                     lines += 1;
                     if let Ok(fact) = serde_json::from_slice(&line) {
@@ -266,12 +285,18 @@ mod tests {
         let path = dir.path().join("state/host.jsonl");
         let journal = Journal::open(&path);
         assert_eq!(journal.remember_table("h/a/b@1.0.0", table("1")), Ok(()));
-        assert_eq!(journal.remember_table("h/a/b@1.0.0", table("2")), Err(table("1")));
+        assert_eq!(
+            journal.remember_table("h/a/b@1.0.0", table("2")),
+            Err(table("1"))
+        );
         journal.remember_salt("h/a/b@1.0.0", 2);
         journal.remember_name("a/b@latest");
         drop(journal);
         let journal = Journal::open(&path);
-        assert_eq!(journal.remember_table("h/a/b@1.0.0", table("2")), Err(table("1")));
+        assert_eq!(
+            journal.remember_table("h/a/b@1.0.0", table("2")),
+            Err(table("1"))
+        );
         assert_eq!(journal.salt("h/a/b@1.0.0"), 2);
         assert_eq!(journal.names(), ["a/b@latest"]);
     }

@@ -92,7 +92,10 @@ fn attempt(path: &Path) -> io::Result<Option<Held>> {
     };
     let file = open().or_else(|error| match (error.kind(), path.parent()) {
         (io::ErrorKind::NotFound, Some(dir)) => {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)?;
             open()
         }
         _ => Err(error),

@@ -80,11 +80,13 @@ impl Store {
 
     /// A reader got a file from the cache.
     pub(super) fn note_read(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32) {
-        let goes_on = lock(&self.ahead).get_mut(loaded.manifest.id()).is_some_and(|progress| {
-            progress.seen.insert(index);
-            progress.unread.remove(&index);
-            progress.is_active()
-        });
+        let goes_on = lock(&self.ahead)
+            .get_mut(loaded.manifest.id())
+            .is_some_and(|progress| {
+                progress.seen.insert(index);
+                progress.unread.remove(&index);
+                progress.is_active()
+            });
         if goes_on {
             self.read_ahead(loaded, index);
         }
@@ -92,7 +94,9 @@ impl Store {
 
     /// Waits for a pull of this version that is under way, if there is one.
     pub(super) async fn await_pull(&self, loaded: &Loaded, deadline: Deadline) {
-        let pull = lock(&self.ahead).get(loaded.manifest.id()).and_then(|progress| progress.pull.clone());
+        let pull = lock(&self.ahead)
+            .get(loaded.manifest.id())
+            .and_then(|progress| progress.pull.clone());
         if let Some(mut pull) = pull {
             let over = async {
                 // An error means that the task is gone, which also is an end.
@@ -126,7 +130,10 @@ impl Store {
     fn plan(&self, loaded: &Loaded, index: u32) -> Plan {
         let manifest = &loaded.manifest;
         let mut ahead = lock(&self.ahead);
-        let Some(progress) = ahead.get_mut(manifest.id()).filter(|progress| progress.is_active()) else {
+        let Some(progress) = ahead
+            .get_mut(manifest.id())
+            .filter(|progress| progress.is_active())
+        else {
             return Plan::Nothing;
         };
         match &progress.pull {
@@ -146,8 +153,13 @@ impl Store {
                 let _ = over.send(true);
             }
         }
-        let Some(progress) = ahead.get_mut(manifest.id()) else { return Plan::Nothing };
-        let mut room = self.policy.readahead.saturating_sub(progress.unread.values().sum());
+        let Some(progress) = ahead.get_mut(manifest.id()) else {
+            return Plan::Nothing;
+        };
+        let mut room = self
+            .policy
+            .readahead
+            .saturating_sub(progress.unread.values().sum());
         let mut chosen = Vec::new();
         let last = manifest.len().saturating_sub(1);
         let neighbours = (1..=MOST_LOOKED_AT)
@@ -158,7 +170,9 @@ impl Store {
             if progress.in_flight >= MOST_IN_FLIGHT {
                 break;
             }
-            let Some(entry) = manifest.entry(file).filter(Entry::is_file) else { continue };
+            let Some(entry) = manifest.entry(file).filter(Entry::is_file) else {
+                continue;
+            };
             if progress.seen.contains(&file) {
                 continue;
             }
@@ -174,14 +188,20 @@ impl Store {
             progress.in_flight += 1;
             chosen.push(file);
         }
-        if chosen.is_empty() { Plan::Nothing } else { Plan::Fetch(chosen) }
+        if chosen.is_empty() {
+            Plan::Nothing
+        } else {
+            Plan::Fetch(chosen)
+        }
     }
 
     async fn fetch_ahead(self: Arc<Self>, loaded: &Arc<Loaded>, file: u32) {
         let deadline = Deadline::after(self.policy.content_timeout);
         let answer = self.fetch_file(loaded, file, deadline).await;
         let mut ahead = lock(&self.ahead);
-        let Some(progress) = ahead.get_mut(loaded.manifest.id()) else { return };
+        let Some(progress) = ahead.get_mut(loaded.manifest.id()) else {
+            return;
+        };
         progress.in_flight = progress.in_flight.saturating_sub(1);
         match answer {
             Ok(()) => self.metrics.count(Counter::ReadAhead),
@@ -204,7 +224,9 @@ impl Store {
                     return;
                 }
                 Ok(None) => {}
-                Err(error) => debug!(version = %loaded.manifest.id(), source = source.name(), %error, "no pull"),
+                Err(error) => {
+                    debug!(version = %loaded.manifest.id(), source = source.name(), %error, "no pull")
+                }
             }
         }
     }
@@ -220,6 +242,10 @@ impl Store {
         let Some(pulled) = deadline.run(manifest.id(), pulling).await? else {
             return Ok(None);
         };
-        Ok(Some(self.keep_pulled(loaded, pulled, &source.name().into())))
+        Ok(Some(self.keep_pulled(
+            loaded,
+            pulled,
+            &source.name().into(),
+        )))
     }
 }
