@@ -176,7 +176,7 @@ fn what_is_cached_can_be_listed() {
         let fixture = Fixture::of(tool);
         let cache = fixture.cache();
         let namespace = "acme".parse().unwrap();
-        assert_eq!(cache.hosts(), [fixture.host.clone()], "{tool}");
+        assert_eq!(cache.hosts(), std::slice::from_ref(&fixture.host), "{tool}");
         assert_eq!(cache.namespaces(&fixture.host), [namespace], "{tool}");
         let namespace = bundle().namespace;
         assert_eq!(
