@@ -8,7 +8,7 @@ use super::inode::{Name, Node};
 use crate::manifest::Entry;
 
 /// The prefix of every attribute here.
-pub const PREFIX: &str = "user.musher.";
+pub(super) const PREFIX: &str = "user.musher.";
 
 /// A node's attributes, without the prefix, in the order they are listed.
 pub(super) fn all(fs: &Fs, ino: u64, node: &Node) -> Vec<(&'static str, String)> {

@@ -278,7 +278,7 @@ fn whole(number: &serde_json::Number) -> Option<u64> {
         let float = number.as_f64()?;
         // Exact: below 2^53 every whole float is the integer it looks like.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        (float >= 0.0 && float < 9e15 && float.fract() == 0.0).then_some(float as u64)
+        ((0.0..9e15).contains(&float) && float.fract() == 0.0).then_some(float as u64)
     })?;
     (value <= i64::MAX as u64).then_some(value)
 }
