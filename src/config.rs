@@ -310,6 +310,84 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The settings that somebody has set, for people: name, value, and who.
+    pub fn explain(&self) -> Vec<(&'static str, String, &Origin)> {
+        fn text<T: fmt::Debug>(value: &T) -> String {
+            format!("{value:?}")
+        }
+        let path = |path: &Option<PathBuf>| {
+            let path = path.as_deref().unwrap_or(Path::new(""));
+            path.display().to_string()
+        };
+        let oci = self.oci_registry_url.as_ref().map(Url::to_string);
+        let all = [
+            ("api_url", self.api_url.to_string(), &self.api_url.origin),
+            ("ca_file", path(&self.ca_file), &self.ca_file.origin),
+            (
+                "oci_registry_url",
+                oci.unwrap_or_default(),
+                &self.oci_registry_url.origin,
+            ),
+            (
+                "api_key_file",
+                path(&self.api_key_file),
+                &self.api_key_file.origin,
+            ),
+            (
+                "insecure_http",
+                text(&*self.insecure_http),
+                &self.insecure_http.origin,
+            ),
+            ("offline", text(&*self.offline), &self.offline.origin),
+            (
+                "namespaces",
+                text(&*self.namespaces),
+                &self.namespaces.origin,
+            ),
+            (
+                "deny_yanked",
+                text(&*self.deny_yanked),
+                &self.deny_yanked.origin,
+            ),
+            (
+                "respect_removal",
+                text(&*self.respect_removal),
+                &self.respect_removal.origin,
+            ),
+            (
+                "local_packs",
+                text(&*self.local_packs),
+                &self.local_packs.origin,
+            ),
+            (
+                "user_xattr",
+                text(&*self.user_xattr),
+                &self.user_xattr.origin,
+            ),
+            (
+                "allow_other",
+                text(&*self.allow_other),
+                &self.allow_other.origin,
+            ),
+            ("readahead", text(&*self.readahead), &self.readahead.origin),
+            (
+                "metadata_timeout",
+                text(&*self.metadata_timeout),
+                &self.metadata_timeout.origin,
+            ),
+            (
+                "content_timeout",
+                text(&*self.content_timeout),
+                &self.content_timeout.origin,
+            ),
+            ("threads", text(&*self.threads), &self.threads.origin),
+        ];
+        let set = |(_, _, origin): &(_, _, &Origin)| **origin != Origin::Default;
+        all.into_iter().filter(set).collect()
+    }
+}
+
 /// Where a setting that is not on the command line may come from.
 struct Layers<'a> {
     env: Env<'a>,

@@ -223,3 +223,24 @@ fn relative_paths_are_made_absolute_before_a_daemon_changes_its_directory() {
     let config = resolve(flags, &[], "").unwrap();
     assert!(config.api_key_file.as_ref().unwrap().is_absolute());
 }
+
+#[test]
+fn what_somebody_set_can_be_explained() {
+    let flags = Overrides {
+        readahead: Some(0),
+        ..Overrides::default()
+    };
+    let config = resolve(flags, &[("MUSHERFS_NAMESPACES", "acme")], "").unwrap();
+    let explained: Vec<_> = config
+        .explain()
+        .into_iter()
+        .map(|(name, text, origin)| format!("{name} = {text} ({origin})"))
+        .collect();
+    assert_eq!(
+        explained,
+        [
+            "namespaces = [acme] (MUSHERFS_NAMESPACES)",
+            "readahead = 0 (--readahead)",
+        ]
+    );
+}

@@ -49,7 +49,6 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// How long a request may take: `10s`, `500ms`, `1m30s`, or a number of seconds.
-
 pub fn timeout(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let parsed = match text.parse::<u64>() {
