@@ -1,1 +1,163 @@
-//! stub
+//! The command line: what can be typed, and nothing else.
+//!
+//! One file a subcommand. Each turns its arguments into settings, calls the layer that does the
+//! work, and prints. What all of them keep:
+//!
+//! * data goes to stdout, everything else to stderr;
+//! * an error says what failed and why, then `hint:` and what to do about it ([`failure`]);
+//! * a reader that goes away (`| head`) ends the program quietly;
+//! * exit codes are those of the other Musher tools ([`failure::Exit`]).
+
+mod cache;
+mod completions;
+pub mod failure;
+pub mod logging;
+mod ls;
+mod man;
+mod mount;
+mod output;
+mod registry;
+mod resolve;
+mod shared;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+
+use crate::config;
+use failure::{Exit, Failure};
+use logging::Verbosity;
+
+/// Mounts Musher bundles as read-only files.
+///
+/// A mount shows every bundle as NAMESPACE/BUNDLE@VERSION/PATH. Nothing is downloaded before it is
+/// read, every file is verified before it is shown, and what was read once stays readable offline,
+/// from the cache that all Musher tools share.
+#[derive(Parser)]
+#[command(
+    name = "musherfs",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_long_help = TOP_HELP,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Say more: -v for what is done, -vv for everything; RUST_LOG wins over it
+    #[arg(
+        short,
+        long,
+        global = true,
+        action = ArgAction::Count,
+        conflicts_with = "quiet",
+        display_order = 900
+    )]
+    verbose: u8,
+
+    /// Say only what went wrong
+    #[arg(short, long, global = true, display_order = 901)]
+    quiet: bool,
+}
+
+const TOP_HELP: &str = "\
+Examples:
+  musherfs mount                        on /mnt/musher, in the background
+  musherfs mount --demo ~/bundles       sample bundles, to try it out without a registry
+  cat /mnt/musher/acme/code-review/prompts/review.md
+  musherfs umount
+
+Environment:
+  MUSHER_API_KEY                        the API key; also found where `musher login` puts it
+  MUSHER_API_URL                        the registry
+  MUSHER_CACHE_HOME, MUSHER_CONFIG_HOME, MUSHER_DATA_HOME, MUSHER_STATE_HOME,
+  MUSHER_RUNTIME_DIR, MUSHER_HOME       directories, shared with the other Musher tools
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY     proxies
+  RUST_LOG                              what is logged, such as musherfs=debug
+
+Files:
+  ~/.config/musher/config.yaml          settings; those of a mount are below `mount:`
+  ~/.cache/musher                       the cache
+
+Exit status:
+  0 success, 1 failure, 2 authentication, 3 network, 4 configuration, 5 timeout,
+  6 execution, 64 wrong usage";
+
+#[derive(Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Ls(ls::Args),
+    Resolve(resolve::Args),
+    Cache(cache::Args),
+    Registry(registry::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs the program with the arguments of this process. What it returns is the exit code.
+pub fn main() -> ExitCode {
+    match run(&config::command_line()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(arguments: &[OsString]) -> Result<(), Failure> {
+    if let Some(outcome) = mount::called_by_machine(arguments) {
+        return outcome;
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return from_clap(&error),
+    };
+    let verbosity = Verbosity::new(cli.verbose, cli.quiet);
+    match cli.command {
+        Command::Mount(args) => mount::run(&mount::Plan::new(args, verbosity)?),
+        Command::Umount(args) => {
+            logging::init_command(verbosity)?;
+            umount::run(&args)
+        }
+        Command::Ls(args) => {
+            logging::init_command(verbosity)?;
+            ls::run(&args)
+        }
+        Command::Resolve(args) => {
+            logging::init_command(verbosity)?;
+            resolve::run(&args)
+        }
+        Command::Cache(args) => {
+            logging::init_command(verbosity)?;
+            cache::run(&args)
+        }
+        Command::Registry(args) => {
+            logging::init_command(args.verbosity(verbosity))?;
+            registry::run(args)
+        }
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
+    }
+}
+
+/// `--help` and `--version` arrive as errors too.
+fn from_clap(error: &clap::Error) -> Result<(), Failure> {
+    match error.print() {
+        Err(error) => Err(error.into()),
+        Ok(()) if error.use_stderr() => Err(Failure::printed(Exit::Usage)),
+        Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

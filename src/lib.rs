@@ -6,7 +6,8 @@
 //!    └──────reply───────┘       └─► store ──────┴──► cache (blobs) ──┘
 //! ```
 //!
-//! A file imports only from rows above its own; `tests/layers.rs` keeps it.
+//! A file imports only from rows above its own, and from what stands before a "then" in its own;
+//! a module and its folder count as one. `tests/layers.rs` reads this table and keeps it.
 //!
 //! | row | modules |
 //! |---|---|
@@ -18,7 +19,7 @@
 //! | 6 | [`cache`] |
 //! | 7 | [`source`] |
 //! | 8 | [`resolve`], then [`store`] |
-//! | 9 | [`registry`], [`publish`] |
+//! | 9 | [`publish`], then [`registry`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
 //! | 12 | [`mount`] |

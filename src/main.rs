@@ -1,3 +1,7 @@
 //! The `musherfs` binary: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    musherfs::cli::main()
+}

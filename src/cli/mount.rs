@@ -1,0 +1,306 @@
+//! `musherfs mount`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::failure::Failure;
+use super::logging::{self, Target, Verbosity};
+use super::shared::{Context, SourceArgs, given};
+use crate::config::{Overrides, value};
+use crate::error::Error;
+use crate::reference::Namespace;
+
+/// Where bundles are mounted when nobody says where.
+pub(super) const DEFAULT_MOUNTPOINT: &str = "/mnt/musher";
+
+const HELP: &str = "\
+Examples:
+  musherfs mount
+  musherfs mount --namespace acme ~/bundles
+  musherfs mount --api-url http://127.0.0.1:8787 --foreground /tmp/m
+  musherfs mount -o user_xattr,allow_other,readahead=0
+
+In /etc/fstab:
+  musherfs  /mnt/musher  fuse.musherfs  allow_other,nofail,api_key_file=/etc/musher/key  0  0
+
+What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`, and all others
+below `mount:`, such as `mount.readahead` for MUSHERFS_READAHEAD.";
+
+/// Mount all bundles as files
+///
+/// Returns once the mount answers, and goes on in the background. Mounting needs no network.
+#[derive(clap::Args)]
+#[command(after_long_help = HELP)]
+pub(super) struct Args {
+    /// An empty directory; it is created if it is missing
+    #[arg(default_value = DEFAULT_MOUNTPOINT)]
+    mountpoint: PathBuf,
+
+    /// Stay in the foreground, and log to stderr
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Show sample bundles from a registry inside this program
+    #[arg(long, conflicts_with_all = ["api_url", "offline"])]
+    demo: bool,
+
+    /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
+    /// slower) [env: MUSHERFS_USER_XATTR], or NAME[=VALUE] for the options below
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+
+    /// List this namespace even if nothing of it is cached; can be repeated
+    /// [env: MUSHERFS_NAMESPACES]
+    #[arg(long = "namespace", value_name = "NAMESPACE", value_delimiter = ',', value_parser = value::namespace)]
+    namespaces: Vec<Namespace>,
+
+    /// Let other users see the mount, private bundles included [env: MUSHERFS_ALLOW_OTHER]
+    #[arg(long)]
+    allow_other: bool,
+
+    /// Refuse yanked versions even if they are named exactly [env: MUSHERFS_DENY_YANKED]
+    #[arg(long)]
+    deny_yanked: bool,
+
+    /// Hide cached versions that the registry has removed [env: MUSHERFS_RESPECT_REMOVAL]
+    #[arg(long)]
+    respect_removal: bool,
+
+    /// Let bundles packed on this machine win over the registry's [env: MUSHERFS_LOCAL_PACKS]
+    #[arg(long)]
+    local_packs: bool,
+
+    /// How far to fetch ahead of readers; 0 fetches only what is read
+    /// [env: MUSHERFS_READAHEAD] [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    readahead: Option<u64>,
+
+    /// How long a name or a list of files may take [env: MUSHERFS_METADATA_TIMEOUT] [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = value::timeout)]
+    metadata_timeout: Option<Duration>,
+
+    /// How long a file's content may take [env: MUSHERFS_CONTENT_TIMEOUT] [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = value::timeout)]
+    content_timeout: Option<Duration>,
+
+    /// How many threads answer the kernel, 2 to 4 [env: MUSHERFS_THREADS] [default: as many as CPUs]
+    #[arg(long, value_name = "N", value_parser = value::threads)]
+    threads: Option<usize>,
+
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// This is the background process, and whoever started it waits for its report
+    #[arg(long = "__daemon", hide = true, conflicts_with = "foreground")]
+    daemon: bool,
+}
+
+/// Which part of a mount this process plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Mounts, and serves until it is told to end.
+    Foreground,
+    /// Starts the daemon, and waits until the mount answers.
+    Starter,
+    /// Mounts and serves, and reports to the starter.
+    Daemon,
+}
+
+/// A mount as it was asked for: all settings known, nothing done yet.
+pub(super) struct Plan {
+    /// Absolute.
+    pub(super) mountpoint: PathBuf,
+    pub(super) role: Role,
+    pub(super) demo: bool,
+    pub(super) verbosity: Verbosity,
+    pub(super) context: Context,
+}
+
+impl Plan {
+    pub(super) fn new(args: Args, verbosity: Verbosity) -> Result<Self, Failure> {
+        let mut overrides = Overrides::default();
+        for option in args.options.iter().filter(|option| !option.is_empty()) {
+            let (name, text) = match option.split_once('=') {
+                Some((name, text)) => (name, Some(text)),
+                None => (option.as_str(), None),
+            };
+            set_option(&mut overrides, name, text)?;
+        }
+        args.source.apply(&mut overrides)?;
+        overrides.namespaces.extend(args.namespaces);
+        overrides.allow_other = given(args.allow_other).or(overrides.allow_other);
+        overrides.deny_yanked = given(args.deny_yanked).or(overrides.deny_yanked);
+        overrides.respect_removal = given(args.respect_removal).or(overrides.respect_removal);
+        overrides.local_packs = given(args.local_packs).or(overrides.local_packs);
+        overrides.readahead = args.readahead.or(overrides.readahead);
+        overrides.metadata_timeout = args.metadata_timeout.or(overrides.metadata_timeout);
+        overrides.content_timeout = args.content_timeout.or(overrides.content_timeout);
+        overrides.threads = args.threads.or(overrides.threads);
+
+        Ok(Self {
+            mountpoint: absolute(&args.mountpoint)?,
+            role: match (args.foreground, args.daemon) {
+                (true, _) => Role::Foreground,
+                (false, true) => Role::Daemon,
+                (false, false) => Role::Starter,
+            },
+            demo: args.demo,
+            verbosity,
+            context: Context::load(overrides, args.source.api_key())?,
+        })
+    }
+
+    /// The plan for `mount -t fuse.musherfs SOURCE DIR -o …`, whose `settings` are the options
+    /// that are this program's own, without mount(8)'s.
+    #[allow(dead_code)] // called_by_machine is the caller.
+    pub(super) fn for_mount8(
+        api_url: Option<&str>,
+        mountpoint: &Path,
+        settings: &[(String, Option<String>)],
+        verbosity: Verbosity,
+    ) -> Result<Self, Failure> {
+        let mut overrides = Overrides::default();
+        if let Some(text) = api_url {
+            let url = value::url(text)
+                .map_err(|problem| Failure::usage(format!("cannot mount from it: {problem}")))?;
+            overrides.api_url = Some(url);
+        }
+        for (name, text) in settings {
+            set_option(&mut overrides, name, text.as_deref())?;
+        }
+        Ok(Self {
+            mountpoint: absolute(mountpoint)?,
+            role: Role::Starter,
+            demo: false,
+            verbosity,
+            context: Context::load(overrides, None)?,
+        })
+    }
+
+    /// Starts the log that fits the role.
+    fn start_log(&self) -> Result<(), Failure> {
+        let target = match self.role {
+            Role::Foreground => Target::Foreground,
+            Role::Starter => Target::Command,
+            Role::Daemon => Target::Background,
+        };
+        logging::init(target, self.verbosity, &self.context.directories)?;
+        // The daemon would only repeat what its starter has said.
+        if self.role != Role::Daemon {
+            self.context.log_warnings();
+        }
+        for (name, text, origin) in self.context.config.explain() {
+            tracing::debug!("{name} = {text} ({origin})");
+        }
+        Ok(())
+    }
+}
+
+/// An option that does nothing would be worse than none, so an unknown one is an error.
+fn set_option(overrides: &mut Overrides, name: &str, text: Option<&str>) -> Result<(), Failure> {
+    match overrides.set(name, text) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::usage(format!("there is no mount option `{name}`"))
+            .with_hint(Some("`musherfs mount --help` lists the options"))),
+        Err(problem) => Err(Failure::usage(format!("mount option `{name}`: {problem}"))),
+    }
+}
+
+/// The background process has another working directory.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Error::io(path, error).into())
+}
+
+/// Does what is asked for in another way than by a subcommand for people: by mount(8), which has
+/// its own conventions, or by this program itself. `None` if the arguments are for people.
+//
+// WIRE: mount::helper::parse_mount_helper → Plan::for_mount8 → run; mount::touch::SUBCOMMAND.
+pub(super) fn called_by_machine(_arguments: &[OsString]) -> Option<Result<(), Failure>> {
+    None
+}
+
+// WIRE: Starter: mount::background::start; Daemon and Foreground: prepare, mount, serve, stay.
+pub(super) fn run(plan: &Plan) -> Result<(), Failure> {
+    plan.start_log()?;
+    let _ = (&plan.mountpoint, plan.demo);
+    let _keys = plan.context.keys(&[""; 0]);
+    Err(Error::Internal("mount is not wired yet".into()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn plan(arguments: &[&str]) -> Result<Plan, Failure> {
+        let line = Line::try_parse_from(std::iter::once(&"mount").chain(arguments));
+        Plan::new(
+            line.map_err(|e| Failure::usage(e.to_string()))?.args,
+            Verbosity::default(),
+        )
+    }
+
+    #[test]
+    fn options_and_mount_options_say_the_same() {
+        let long = plan(&[
+            "--namespace=acme",
+            "--deny-yanked",
+            "--readahead=0",
+            "--api-url=http://localhost:1/",
+            "--insecure-http",
+            "m",
+        ]);
+        let short = plan(&[
+            "-o",
+            "namespace=acme,deny_yanked,readahead=0",
+            "-oapi_url=http://localhost:1,insecure-http",
+            "m",
+        ]);
+        let (long, short) = (long.unwrap(), short.unwrap());
+        assert_eq!(long.context.config, short.context.config);
+        assert!(long.mountpoint.is_absolute());
+        assert_eq!(*long.context.config.readahead, 0);
+        assert!(*long.context.config.deny_yanked);
+    }
+
+    #[test]
+    fn an_unknown_or_wrong_mount_option_is_wrong_usage() {
+        for options in [
+            "bogus",
+            "readahead",
+            "offline=perhaps",
+            "remount",
+            "namespace=.git",
+        ] {
+            let failure = plan(&["-o", options]).err().unwrap();
+            assert_eq!(failure.code, 64, "{options}");
+            assert!(failure.message.contains(options.split('=').next().unwrap()));
+        }
+    }
+
+    #[test]
+    fn mount8_gives_a_registry_and_settings() {
+        let settings = [
+            ("namespace".to_owned(), Some("acme".to_owned())),
+            ("user_xattr".to_owned(), None),
+        ];
+        let dir = Path::new("/mnt/m");
+        let verbosity = Verbosity::default();
+        let plan =
+            Plan::for_mount8(Some("https://registry.test"), dir, &settings, verbosity).unwrap();
+        assert_eq!(plan.role, Role::Starter);
+        assert_eq!(
+            plan.context.config.api_url.as_str(),
+            "https://registry.test/"
+        );
+        assert!(*plan.context.config.user_xattr);
+    }
+}

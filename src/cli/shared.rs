@@ -1,0 +1,117 @@
+//! What commands that need a registry have in common: the options that say which one, and the
+//! settings that follow from them.
+
+use std::path::PathBuf;
+
+use super::failure::Failure;
+use crate::config::{Config, Overrides, value};
+use crate::credentials::{ApiKey, KeyChain, KeyOrigin, given_key};
+use crate::paths::Directories;
+
+/// Where bundles come from. Not `Debug`: a key may be among them.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Registry")]
+pub(super) struct SourceArgs {
+    /// The registry [env: MUSHER_API_URL] [default: https://api.musher.dev]
+    // Not parsed by clap, which would repeat a password in it.
+    #[arg(long, value_name = "URL")]
+    api_url: Option<String>,
+
+    /// The API key [env: MUSHER_API_KEY]
+    ///
+    /// Other users of this machine can see it in the list of processes: prefer the variable or a
+    /// file.
+    #[arg(long, value_name = "KEY", hide_default_value = true)]
+    api_key: Option<String>,
+
+    /// Read the API key from this file, which only its owner may be able to read
+    /// [env: MUSHERFS_API_KEY_FILE]
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// Trust the certificates in this PEM file, besides the system's
+    /// [env: MUSHER_NETWORK_CA_CERT_FILE]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Allow http to registries on other machines; anybody in between can read the API key
+    /// [env: MUSHERFS_INSECURE_HTTP]
+    #[arg(long)]
+    insecure_http: bool,
+
+    /// Contact nobody: only what is cached [env: MUSHERFS_OFFLINE]
+    #[arg(long)]
+    offline: bool,
+}
+
+impl SourceArgs {
+    /// Adds these options to `overrides`.
+    pub(super) fn apply(&self, overrides: &mut Overrides) -> Result<(), Failure> {
+        if let Some(text) = &self.api_url {
+            let url = value::url(text)
+                .map_err(|problem| Failure::usage(format!("--api-url: {problem}")))?;
+            overrides.api_url = Some(url);
+        }
+        overrides.ca_file = self.ca_file.clone().or(overrides.ca_file.take());
+        overrides.api_key_file = self.api_key_file.clone().or(overrides.api_key_file.take());
+        overrides.insecure_http = given(self.insecure_http).or(overrides.insecure_http);
+        overrides.offline = given(self.offline).or(overrides.offline);
+        Ok(())
+    }
+
+    /// The settings for a command that has no options of its own.
+    pub(super) fn context(&self) -> Result<Context, Failure> {
+        let mut overrides = Overrides::default();
+        self.apply(&mut overrides)?;
+        Context::load(overrides, self.api_key.as_deref())
+    }
+
+    /// The key on the command line.
+    pub(super) fn api_key(&self) -> Option<&str> {
+        self.api_key.as_deref()
+    }
+}
+
+/// A switch on the command line can only say yes; not giving it leaves the question open.
+pub(super) fn given(switch: bool) -> Option<bool> {
+    switch.then_some(true)
+}
+
+/// All that a command needs to know of its surroundings.
+pub(super) struct Context {
+    pub(super) directories: Directories,
+    pub(super) config: Config,
+    given_key: Option<(ApiKey, KeyOrigin)>,
+}
+
+impl Context {
+    /// Reads environment and configuration file; contacts nobody.
+    pub(super) fn load(overrides: Overrides, api_key: Option<&str>) -> Result<Self, Failure> {
+        let directories = Directories::from_env()?;
+        let config = Config::load(&directories, overrides)?;
+        Ok(Self {
+            given_key: given_key(api_key)?,
+            directories,
+            config,
+        })
+    }
+
+    /// Where to look for the key of the registry, whose directory names in the shared cache are
+    /// `host_ids`, best first.
+    pub(super) fn keys(&self, host_ids: &[impl AsRef<str>]) -> KeyChain {
+        KeyChain::new(
+            self.given_key.clone(),
+            self.config.api_key_file.value.clone(),
+            &self.directories.credential_roots(),
+            &self.config.api_url,
+            host_ids,
+        )
+    }
+
+    /// Logs what had to be ignored on the way. For when there is a log.
+    pub(super) fn log_warnings(&self) {
+        for warning in &self.directories.warnings {
+            tracing::warn!("{warning}");
+        }
+    }
+}

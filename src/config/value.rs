@@ -1,0 +1,222 @@
+//! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
+//! file all accept the same.
+
+use std::time::Duration;
+
+use url::Url;
+
+use super::THREADS;
+use crate::reference::Namespace;
+
+/// The longest and the shortest time that a request may be given.
+const TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// A number of bytes: `0`, `65536`, `64K`, `64KiB`, `1.5 MB`. All units are powers of 1024, as in
+/// what the Musher tools print.
+///
+/// # Errors
+///
+/// Says what is wrong, as all functions here.
+pub fn size(text: &str) -> Result<u64, String> {
+    let problem = || format!("`{text}` is not a size such as 0, 512K or 4MiB");
+    let text = text.trim();
+    let unit_at = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err(problem()),
+    };
+    let number = number.trim();
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    // Nine digits after the point are more than a byte of a GiB, and leave room to multiply.
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return Err(problem());
+    }
+    let whole: u64 = whole.parse().map_err(|_| problem())?;
+    let parts: u64 = fraction.parse().map_err(|_| problem())?;
+    let scale = 10u64.pow(u32::try_from(fraction.len()).map_err(|_| problem())?);
+    whole
+        .checked_mul(1 << shift)
+        .and_then(|bytes| bytes.checked_add((parts << shift) / scale))
+        .ok_or_else(problem)
+}
+
+/// How long a request may take: `10s`, `500ms`, `1m30s`, or a number of seconds.
+pub fn timeout(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let parsed = match text.parse::<u64>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => text
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|signed| Duration::try_from(signed).ok()),
+    };
+    let time =
+        parsed.ok_or_else(|| format!("`{text}` is not a time such as 10s, 500ms or 1m30s"))?;
+    if TIMEOUTS.contains(&time) {
+        Ok(time)
+    } else {
+        Err(format!("`{text}` is not between 100ms and 1h"))
+    }
+}
+
+/// Yes or no, in the words of YAML and of the shell.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(format!("`{text}` is neither true nor false")),
+    }
+}
+
+/// A registry's URL, without trailing slashes below its root.
+///
+/// A user or password in it is refused: it would end up in logs.
+pub fn url(text: &str) -> Result<Url, String> {
+    let text = text.trim();
+    // Not repeated in the messages before it is known to hold no password.
+    let mut url = Url::parse(text)
+        .map_err(|error| format!("not a URL such as https://registry.example.com ({error})"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!(
+            "a {}: URL, but only http and https work",
+            url.scheme()
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "the URL has a user name or password in it; give the key in MUSHER_API_KEY instead"
+                .into(),
+        );
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("`{text}` has a query or fragment"));
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
+    Ok(url)
+}
+
+/// One namespace.
+pub fn namespace(text: &str) -> Result<Namespace, String> {
+    text.trim().parse().map_err(|error| format!("{error}"))
+}
+
+/// Namespaces with commas between them; repeated ones once.
+pub fn namespaces(text: &str) -> Result<Vec<Namespace>, String> {
+    let mut list = Vec::new();
+    for name in text.split(',').filter(|name| !name.trim().is_empty()) {
+        let name = namespace(name)?;
+        if !list.contains(&name) {
+            list.push(name);
+        }
+    }
+    Ok(list)
+}
+
+/// A number of threads within [`THREADS`].
+pub fn threads(text: &str) -> Result<usize, String> {
+    let number = text.trim().parse().ok();
+    number
+        .filter(|number| THREADS.contains(number))
+        .ok_or_else(|| format!("`{text}` is not a number from 2 to 4"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("65536", 65536),
+            ("512b", 512),
+            ("64K", 64 << 10),
+            ("4MiB", 4 << 20),
+            (" 4 mb ", 4 << 20),
+            ("1.5M", 3 << 19),
+            ("1.000000001G", (1 << 30) + 1),
+            ("2g", 2 << 30),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in [
+            "",
+            "M",
+            "-1",
+            "4 parsecs",
+            "1e3",
+            "1.M",
+            ".5M",
+            "1.2.3",
+            "0x10",
+            "+4",
+            "18446744073709551615K",
+            "1.0000000001G",
+            "4MiB/s",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, millis) in [
+            ("10s", 10_000),
+            ("10", 10_000),
+            ("500ms", 500),
+            ("1m30s", 90_000),
+            ("1m 30s", 90_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(timeout(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "-5s",
+            "10 parsecs",
+            "99ms",
+            "2h",
+            "1e3",
+            "18446744073709551616",
+        ] {
+            assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_lose_their_trailing_slash_and_must_be_plain_http() {
+        for (text, kept) in [
+            ("https://api.musher.dev", "https://api.musher.dev/"),
+            ("https://API.musher.dev//", "https://api.musher.dev/"),
+            ("http://127.0.0.1:8787/base/", "http://127.0.0.1:8787/base"),
+        ] {
+            assert_eq!(url(text).unwrap().as_str(), kept);
+        }
+        for bad in [
+            "",
+            "api.musher.dev",
+            "ftp://x",
+            "file:///x",
+            "localhost:8787",
+            "https://",
+            "https://user:pass@x",
+            "https://user@x",
+            "https://x/?a=b",
+            "https://x/#f",
+        ] {
+            let problem = url(bad).unwrap_err();
+            assert!(!problem.contains("pass@"), "{problem}");
+        }
+    }
+}
