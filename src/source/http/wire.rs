@@ -58,7 +58,8 @@ impl From<reqwest::Error> for Failure {
             is_final |= is_certificate_error(error);
             cause = error.source();
         }
-        causes.retain(|cause| !cause.is_empty());
+        // "client error (Connect)" is about the library, not about the network.
+        causes.retain(|cause| !cause.is_empty() && !cause.starts_with("client error"));
         if causes.is_empty() {
             causes.push(error.to_string());
         }
@@ -71,14 +72,14 @@ impl From<reqwest::Error> for Failure {
 
 /// A certificate that is not trusted now will not be in a second.
 fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    let is = |error: &rustls::Error| matches!(error, rustls::Error::InvalidCertificate(_));
-    // I/O errors hide what they wrap from `source`.
-    error.downcast_ref::<rustls::Error>().is_some_and(is)
-        || error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            .is_some_and(is)
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // I/O errors hide what they wrap from `source`, and wrap each other.
+    error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref)
+        .is_some_and(|inner| is_certificate_error(inner))
 }
 
 /// An answer whose body has not been read.
