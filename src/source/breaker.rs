@@ -240,3 +240,6 @@ impl Source for Guarded {
         self.guard(self.source.namespaces(deadline)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ pub use retry::Timing;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
@@ -45,6 +46,8 @@ pub const MAX_ERROR_BODY: u64 = 64 << 10;
 pub const MAX_IN_FLIGHT: usize = 64;
 /// Most redirects that one request follows, so that loops end.
 pub const MAX_REDIRECTS: usize = 5;
+/// How long the body of a refusal is waited for; its status is known already.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(2);
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -472,6 +475,7 @@ impl HttpClient {
         };
         if !response.status.is_success() {
             let mut body = Collect::default();
+            let end = end.min(Instant::now() + ERROR_BODY_TIME);
             // A refusal is understood without its body as well.
             let _ = self
                 .read_body(&mut answer, &mut body, MAX_ERROR_BODY, end)

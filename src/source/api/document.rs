@@ -150,7 +150,7 @@ impl ApiSource {
         };
         if (asked.is_some() || *selector == Selector::Latest)
             && let Some(document) = self
-                .from_hub(bundle, asked, what, &mut trail, deadline)
+                .put_together(bundle, asked, what, &mut trail, deadline)
                 .await?
         {
             return Ok(document);
@@ -197,7 +197,7 @@ impl ApiSource {
     }
 
     /// Puts a document together from the hub's parts, or from the content itself.
-    async fn from_hub(
+    async fn put_together(
         &self,
         bundle: &BundleId,
         asked: Option<&Version>,
