@@ -1,1 +1,245 @@
-//! stub
+//! A source that is down is left alone for a moment.
+//!
+//! ```text
+//! Closed ──outage──► Open (1 s, doubling to 30 s) ──time──► one probe ──answer──► Closed
+//!                      ▲                                       │
+//!                      └──────────────── outage ───────────────┘
+//! ```
+//!
+//! While it is open everybody gets the last outage's error at once, so that readers of names and
+//! files that other sources have, or the cache, do not wait for a dead one. A refusal (404, 401,
+//! malformed) is an answer: the source is up. A passed deadline is an outage, whoever set it: a
+//! source that is too slow for its callers is as good as down. Each change of state is logged once.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Deadline, Published, Sink, Source};
+use crate::error::{Error, Result};
+use crate::manifest::{Document, Entry, Manifest};
+use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
+
+/// How long a source is left alone after its first outage; doubles with each failed probe.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time that a source is left alone.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Whether a guarded source is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// It is.
+    Closed,
+    /// It is not, until the time is over.
+    Open {
+        /// Zero if the next request will be the probe.
+        retry_in: Duration,
+    },
+    /// One request is asking whether it is back; the others are answered at once.
+    Probing,
+}
+
+enum Inner {
+    Closed,
+    Open {
+        until: Instant,
+        pause: Duration,
+        error: Error,
+    },
+    Probing {
+        pause: Duration,
+        error: Error,
+    },
+}
+
+/// A source behind a circuit breaker.
+pub struct Guarded {
+    source: Arc<dyn Source>,
+    inner: Mutex<Inner>,
+}
+
+/// Hands the probe on when whoever sent it gives up waiting.
+struct Probe<'a> {
+    guarded: &'a Guarded,
+    is_over: bool,
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut inner = self.guarded.lock();
+        if let Inner::Probing { pause, error } = &*inner {
+            *inner = Inner::Open {
+                until: Instant::now(),
+                pause: *pause,
+                error: error.clone(),
+            };
+        }
+    }
+}
+
+impl Guarded {
+    /// Guards `inner`, which is taken to be up.
+    pub fn new(inner: Arc<dyn Source>) -> Self {
+        Self {
+            source: inner,
+            inner: Mutex::new(Inner::Closed),
+        }
+    }
+
+    /// What the next request would meet.
+    pub fn state(&self) -> BreakerState {
+        match &*self.lock() {
+            Inner::Closed => BreakerState::Closed,
+            Inner::Open { until, .. } => BreakerState::Open {
+                retry_in: until.saturating_duration_since(Instant::now()),
+            },
+            Inner::Probing { .. } => BreakerState::Probing,
+        }
+    }
+
+    /// Every assignment leaves a consistent state, so a poisoned lock is still good.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a request through, as the probe if it is one, or refuses it.
+    fn admit(&self) -> Result<Option<Probe<'_>>> {
+        let mut inner = self.lock();
+        match &*inner {
+            Inner::Closed => Ok(None),
+            Inner::Open {
+                until,
+                pause,
+                error,
+            } if *until <= Instant::now() => {
+                *inner = Inner::Probing {
+                    pause: *pause,
+                    error: error.clone(),
+                };
+                Ok(Some(Probe {
+                    guarded: self,
+                    is_over: false,
+                }))
+            }
+            Inner::Open { error, .. } | Inner::Probing { error, .. } => Err(error.clone()),
+        }
+    }
+
+    /// What others are told while the source is left alone, if `error` is a reason to.
+    fn outage(&self, error: &Error) -> Option<Error> {
+        match error {
+            Error::Unreachable { .. } => Some(error.clone()),
+            // The others' own time has not passed: for them it is unreachable.
+            Error::Timeout { .. } => Some(Error::Unreachable {
+                origin: self.source.name().to_owned(),
+                reason: error.to_string(),
+            }),
+            _ => None,
+        }
+    }
+
+    async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut probe = self.admit()?;
+        let result = work.await;
+        let is_probe = probe.is_some();
+        if let Some(probe) = &mut probe {
+            probe.is_over = true;
+        }
+        let outage = result.as_ref().err().and_then(|error| self.outage(error));
+        let mut inner = self.lock();
+        match outage {
+            None => {
+                // Of a request sent before the outage as well: whoever answers is up.
+                if !matches!(*inner, Inner::Closed) {
+                    *inner = Inner::Closed;
+                    drop(inner);
+                    info!(source = self.source.name(), "the source is back");
+                }
+            }
+            Some(error) => {
+                let pause = match &*inner {
+                    Inner::Closed => FIRST_PAUSE,
+                    Inner::Probing { pause, .. } if is_probe => (*pause * 2).min(LONGEST_PAUSE),
+                    // Sent before the outage was known: nothing new.
+                    Inner::Open { .. } | Inner::Probing { .. } => return result,
+                };
+                let is_new = matches!(*inner, Inner::Closed);
+                *inner = Inner::Open {
+                    until: Instant::now() + pause,
+                    pause,
+                    error: error.clone(),
+                };
+                drop(inner);
+                let source = self.source.name();
+                if is_new {
+                    warn!(source, %error, "the source is down");
+                } else {
+                    debug!(source, %error, ?pause, "the source is still down");
+                }
+            }
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Source for Guarded {
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    async fn resolve(
+        &self,
+        bundle: &BundleId,
+        selector: &Selector,
+        deadline: Deadline,
+    ) -> Result<Document> {
+        self.guard(self.source.resolve(bundle, selector, deadline))
+            .await
+    }
+
+    async fn manifest(&self, version: &VersionRef, deadline: Deadline) -> Result<Document> {
+        self.guard(self.source.manifest(version, deadline)).await
+    }
+
+    async fn blob(
+        &self,
+        manifest: &Manifest,
+        file: Entry<'_>,
+        sink: &mut dyn Sink,
+        deadline: Deadline,
+    ) -> Result<()> {
+        self.guard(self.source.blob(manifest, file, sink, deadline))
+            .await
+    }
+
+    async fn pull(
+        &self,
+        manifest: &Manifest,
+        deadline: Deadline,
+    ) -> Result<Option<Vec<(String, Bytes)>>> {
+        self.guard(self.source.pull(manifest, deadline)).await
+    }
+
+    async fn versions(&self, bundle: &BundleId, deadline: Deadline) -> Result<Vec<Published>> {
+        self.guard(self.source.versions(bundle, deadline)).await
+    }
+
+    async fn bundles(&self, namespace: &Namespace, deadline: Deadline) -> Result<Vec<Slug>> {
+        self.guard(self.source.bundles(namespace, deadline)).await
+    }
+
+    async fn namespaces(&self, deadline: Deadline) -> Result<Vec<Namespace>> {
+        self.guard(self.source.namespaces(deadline)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,505 @@
+//! The HTTP client against servers that misbehave.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::io::Write as _;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use musherfs::error::{Error, Result};
+use musherfs::metrics::{Counter, Metrics};
+use musherfs::source::http::{
+    Authorization, HttpClient, HttpSettings, MAX_ANSWER, MAX_IN_FLIGHT, Request, Response, Timing,
+};
+use musherfs::source::{Deadline, Sink};
+use support::fault_server::{FaultServer, Reply};
+
+/// Retries without pauses; everything else as usual.
+fn hasty() -> Timing {
+    Timing {
+        backoff: Duration::from_millis(1),
+        backoff_cap: Duration::from_millis(5),
+        ..Timing::default()
+    }
+}
+
+fn client(timing: Timing) -> HttpClient {
+    HttpClient::with_timing(&HttpSettings::default(), timing).unwrap()
+}
+
+fn request(url: &str) -> Request<'static> {
+    Request {
+        url: url.parse().unwrap(),
+        what: "the thing",
+        accept: "application/json",
+        authorization: None,
+        limit: MAX_ANSWER,
+    }
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+async fn get(server: &FaultServer) -> Result<Response> {
+    client(hasty()).get(&request(&server.url()), soon()).await
+}
+
+fn unreachable(result: Result<Response>) -> String {
+    match result {
+        Err(Error::Unreachable { reason, .. }) => reason,
+        Ok(response) => match response.error("x") {
+            Error::Unreachable { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn malformed(result: Result<Response>) -> String {
+    match result {
+        Err(Error::Malformed { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn gzip(size: usize) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let block = vec![b' '; 1 << 20];
+    for _ in 0..size >> 20 {
+        encoder.write_all(&block).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_request_says_who_asks_and_for_what() {
+    let server = FaultServer::script([Reply::status(503), Reply::status(200)]);
+    get(&server).await.unwrap();
+    let requests = server.requests();
+    for request in &requests {
+        let agent = concat!("musherfs/", env!("CARGO_PKG_VERSION"));
+        assert_eq!(request.header("user-agent"), Some(agent));
+        assert_eq!(request.header("accept"), Some("application/json"));
+        assert_eq!(request.header("content-type"), None);
+        assert_eq!(request.header("authorization"), None);
+    }
+    let id = |n: usize| requests[n].header("x-request-id").unwrap().to_owned();
+    assert_eq!(id(0).len(), 36);
+    assert_ne!(id(0), id(1), "every attempt has an id of its own");
+}
+
+#[tokio::test]
+async fn statuses_that_may_pass_are_tried_four_times_and_counted() {
+    for status in [408, 429, 500, 502, 503, 504] {
+        let server = FaultServer::script([Reply::problem(status, "busy", "come back later")]);
+        let metrics = Arc::new(Metrics::default());
+        let settings = HttpSettings {
+            metrics: Arc::clone(&metrics),
+            ..HttpSettings::default()
+        };
+        let client = HttpClient::with_timing(&settings, hasty()).unwrap();
+        let reason = unreachable(client.get(&request(&server.url()), soon()).await);
+        assert!(reason.contains("come back later"), "{reason}");
+        assert!(reason.contains("4 attempts"), "{reason}");
+        assert_eq!(server.requests().len(), 4, "{status}");
+        assert_eq!(metrics.get(Counter::SourceRequests), 4);
+    }
+}
+
+#[tokio::test]
+async fn a_storm_that_passes_is_survived() {
+    let server = FaultServer::script([
+        Reply::status(500),
+        Reply::reset(),
+        Reply::status(503),
+        Reply::bytes("application/json", "{}"),
+    ]);
+    let response = get(&server).await.unwrap();
+    assert_eq!(&response.body[..], b"{}");
+}
+
+#[tokio::test]
+async fn other_statuses_are_answers_at_once() {
+    for (status, kind) in [
+        (400, "Rejected"),
+        (401, "Denied"),
+        (403, "Denied"),
+        (404, "NotFound"),
+        (405, "Rejected"),
+        (410, "NotFound"),
+        (422, "Rejected"),
+        (304, "Malformed"),
+        (501, "Unreachable"),
+    ] {
+        let server = FaultServer::script([Reply::problem(status, "refused", "because")]);
+        let error = get(&server).await.unwrap().error("the thing");
+        assert!(
+            format!("{error:?}").starts_with(kind),
+            "{status}: {error:?}"
+        );
+        assert_eq!(server.requests().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn retry_after_in_seconds_is_waited_for() {
+    let server = FaultServer::script([
+        Reply::status(429).header("retry-after", "1"),
+        Reply::status(200),
+    ]);
+    let started = Instant::now();
+    assert_eq!(get(&server).await.unwrap().status, 200);
+    assert!(started.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn retry_after_as_a_date_is_waited_for() {
+    let date = SystemTime::now() + Duration::from_secs(3);
+    let date = httpdate::fmt_http_date(date);
+    let server = FaultServer::script([
+        Reply::status(503).header("retry-after", &date),
+        Reply::status(200),
+    ]);
+    assert_eq!(get(&server).await.unwrap().status, 200);
+    let date = httpdate::parse_http_date(&date).unwrap();
+    assert!(SystemTime::now() >= date, "asked again before the date");
+}
+
+#[tokio::test]
+async fn a_retry_after_beyond_the_deadline_ends_the_request_at_once() {
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(7200));
+    for wait in ["3600", &date, "18446744073709551615"] {
+        let server = FaultServer::script([Reply::status(429).header("retry-after", wait)]);
+        let reason = unreachable(get(&server).await);
+        assert!(reason.contains("it asks to wait"), "{reason}");
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_body_is_fetched_again() {
+    let whole = Reply::bytes("application/json", vec![b' '; 10_000]);
+    let server = FaultServer::script([whole.clone().truncated(5000), whole.clone()]);
+    assert_eq!(get(&server).await.unwrap().body.len(), 10_000);
+
+    let server = FaultServer::script([whole.truncated(5000)]);
+    unreachable(get(&server).await);
+    assert_eq!(server.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn a_truncated_gzip_stream_is_fetched_again() {
+    let mut cut = gzip(1 << 20);
+    cut.truncate(cut.len() / 2);
+    let cut = Reply::bytes("application/json", cut).header("content-encoding", "gzip");
+    let whole = Reply::bytes("application/json", gzip(1 << 20)).header("content-encoding", "gzip");
+    let server = FaultServer::script([cut, whole]);
+    assert_eq!(get(&server).await.unwrap().body.len(), 1 << 20);
+    let encodings = server.requests()[0]
+        .header("accept-encoding")
+        .unwrap()
+        .to_owned();
+    assert!(encodings.contains("gzip"), "{encodings}");
+}
+
+#[tokio::test]
+async fn a_trickle_counts_as_stuck() {
+    let timing = Timing {
+        stall_window: Duration::from_millis(200),
+        attempts: 2,
+        ..hasty()
+    };
+    let body = Reply::bytes("application/json", vec![b' '; 10_000]);
+    let server = FaultServer::script([body.trickle(1, Duration::from_millis(20))]);
+    let result = client(timing).get(&request(&server.url()), soon()).await;
+    let reason = unreachable(result);
+    assert!(reason.contains("stopped coming"), "{reason}");
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_slow_body_that_goes_on_is_waited_for() {
+    let timing = Timing {
+        stall_window: Duration::from_secs(5),
+        ..hasty()
+    };
+    let body = Reply::bytes("application/json", vec![b' '; 8 << 10]);
+    let server = FaultServer::script([body.trickle(1 << 10, Duration::from_millis(20))]);
+    let result = client(timing).get(&request(&server.url()), soon()).await;
+    assert_eq!(result.unwrap().body.len(), 8 << 10);
+}
+
+#[tokio::test]
+async fn a_hanging_server_releases_the_caller_at_the_deadline() {
+    let server = FaultServer::script([Reply::hang()]);
+    let deadline = Deadline::after(Duration::from_millis(300));
+    let error = client(hasty()).get(&request(&server.url()), deadline).await;
+    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+    assert!(deadline.is_over());
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_once_is_asked_again() {
+    let timing = Timing {
+        first_byte: Duration::from_millis(300),
+        ..hasty()
+    };
+    let server = FaultServer::script([Reply::hang(), Reply::status(200)]);
+    let result = client(timing).get(&request(&server.url()), soon()).await;
+    assert_eq!(result.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn resets_refusals_and_nonsense_are_unreachable() {
+    for reply in [
+        Reply::reset(),
+        Reply::raw("SSH-2.0-OpenSSH_9\r\n"),
+        Reply::raw(""),
+    ] {
+        let server = FaultServer::script([reply]);
+        unreachable(get(&server).await);
+        assert_eq!(server.requests().len(), 4);
+    }
+    let server = FaultServer::script([Reply::status(200)]);
+    let url = server.url();
+    drop(server);
+    let reason = unreachable(client(hasty()).get(&request(&url), soon()).await);
+    assert!(reason.to_lowercase().contains("refused"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_while_it_streams() {
+    let server = FaultServer::script([Reply::endless(vec![b' '; 1 << 20])]);
+    let reason = malformed(get(&server).await);
+    assert!(reason.contains(&MAX_ANSWER.to_string()), "{reason}");
+    assert_eq!(server.requests().len(), 1, "more of it would not help");
+}
+
+#[tokio::test]
+async fn an_announced_body_over_the_limit_is_not_read() {
+    let huge = (MAX_ANSWER + 1).to_string();
+    // The body itself never comes: reading it would end in a timeout.
+    let server = FaultServer::script([Reply::bytes("application/json", "{}")
+        .header("content-length", &huge)
+        .trickle(1, Duration::from_secs(60))]);
+    malformed(get(&server).await);
+}
+
+#[tokio::test]
+async fn a_gzip_bomb_is_defused() {
+    let bomb = gzip(80 << 20);
+    assert!(bomb.len() < 1 << 20);
+    let server = FaultServer::script([
+        Reply::bytes("application/json", bomb).header("content-encoding", "gzip")
+    ]);
+    malformed(get(&server).await);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn of_a_long_refusal_only_the_start_is_read() {
+    let server = FaultServer::script([Reply::endless(vec![b'x'; 1 << 10]).with_status(404)]);
+    let response = get(&server).await.unwrap();
+    assert_eq!(response.body.len(), 64 << 10);
+}
+
+#[tokio::test]
+async fn the_key_does_not_follow_a_redirect_to_another_origin() {
+    let other = FaultServer::script([Reply::bytes("application/json", "{}")]);
+    let home = FaultServer::script([
+        Reply::redirect("/elsewhere"),
+        Reply::redirect(&format!("{}/away", other.url())),
+    ]);
+    let authorization = Authorization::bearer("mush_secret").unwrap();
+    let mut request = request(&home.url());
+    request.authorization = Some(&authorization);
+    let response = client(hasty()).get(&request, soon()).await.unwrap();
+    assert_eq!(response.origin, other.url());
+    let keys: Vec<_> = home
+        .requests()
+        .iter()
+        .map(|r| r.key().map(str::to_owned))
+        .collect();
+    let key = Some("mush_secret".to_owned());
+    assert_eq!(keys, [key.clone(), key], "the same origin keeps it");
+    assert_eq!(other.targets(), ["/away"]);
+    assert_eq!(other.requests()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn redirect_loops_end() {
+    let server = FaultServer::script([Reply::redirect("/again")]);
+    let reason = malformed(get(&server).await);
+    assert!(reason.contains("redirects"), "{reason}");
+    assert_eq!(server.requests().len(), 6);
+}
+
+#[tokio::test]
+async fn redirects_to_where_nothing_good_can_be_are_refused() {
+    for location in [
+        "http://example.com/",
+        "file:///etc/passwd",
+        "http://user:password@127.0.0.1/",
+        "http://[",
+    ] {
+        let server = FaultServer::script([Reply::redirect(location)]);
+        let reason = malformed(get(&server).await);
+        assert!(!reason.contains("password@"), "{reason}");
+        assert_eq!(server.requests().len(), 1, "{location}");
+    }
+}
+
+#[tokio::test]
+async fn plain_http_to_another_machine_is_a_configuration_error() {
+    let error = client(hasty())
+        .get(&request("http://192.0.2.1/"), soon())
+        .await;
+    assert!(matches!(error, Err(Error::Config(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_echoes_the_key_does_not_get_it_into_errors() {
+    let echo = "your key mush_secret is not valid";
+    let server = FaultServer::script([Reply::problem(401, "credentials-invalid", echo)]);
+    let authorization = Authorization::bearer("mush_secret").unwrap();
+    let mut request = request(&server.url());
+    request.authorization = Some(&authorization);
+    let response = client(hasty()).get(&request, soon()).await.unwrap();
+    let error = response.error("the thing").to_string();
+    assert!(error.contains("your key … is not valid"), "{error}");
+    assert!(!format!("{request:?}").contains("mush_secret"));
+    assert!(matches!(
+        Authorization::bearer("a\nb"),
+        Err(Error::Config(_))
+    ));
+}
+
+#[tokio::test]
+async fn at_most_64_requests_are_in_flight() {
+    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let server = FaultServer::start({
+        let gate = Arc::clone(&gate);
+        move |_| {
+            let (open, opened) = &*gate;
+            let open = open.lock().unwrap();
+            drop(opened.wait_while(open, |open| !*open).unwrap());
+            Reply::status(200)
+        }
+    });
+    let client = client(hasty());
+    let asked: Vec<_> = (0..MAX_IN_FLIGHT)
+        .map(|_| {
+            let (client, request) = (client.clone(), request(&server.url()));
+            tokio::spawn(async move { client.get(&request, soon()).await })
+        })
+        .collect();
+    while server.requests().len() < MAX_IN_FLIGHT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let late = Deadline::after(Duration::from_millis(200));
+    let error = client.get(&request(&server.url()), late).await;
+    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+    assert_eq!(server.requests().len(), MAX_IN_FLIGHT);
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    for asked in asked {
+        asked.await.unwrap().unwrap();
+    }
+}
+
+/// Takes no more than so many bytes.
+struct Small(usize);
+
+impl Sink for Small {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.0.checked_sub(bytes.len()) {
+            Some(left) => self.0 = left,
+            None => return Err(Error::Internal("full".into())),
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) {}
+}
+
+#[tokio::test]
+async fn a_sink_that_has_enough_ends_the_download() {
+    let server = FaultServer::script([Reply::endless(vec![b' '; 1 << 10])]);
+    let mut sink = Small(100_000);
+    let error = client(hasty())
+        .download(&request(&server.url()), &mut sink, soon())
+        .await;
+    assert!(matches!(error, Err(Error::Internal(_))), "{error:?}");
+    assert_eq!(server.requests().len(), 1);
+}
+
+mod tls {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    /// A certificate authority of its own, in PEM, and a server that it vouches for.
+    fn authority() -> (String, Arc<rustls::ServerConfig>) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let certificate = CertificateParams::new(names)
+            .unwrap()
+            .signed_by(&key, &ca)
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        (ca.pem(), Arc::new(config))
+    }
+
+    fn trusting(pems: &[&str]) -> HttpClient {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pems.concat()).unwrap();
+        let settings = HttpSettings {
+            ca_file: Some(file.path().to_owned()),
+            ..HttpSettings::default()
+        };
+        HttpClient::with_timing(&settings, hasty()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_private_authority_is_trusted_once_it_is_named() {
+        let (ca, config) = authority();
+        let (other, _) = authority();
+        let server = FaultServer::start_tls(config, |_| Reply::bytes("application/json", "{}"));
+        let by_name = format!("https://localhost:{}", server.address().port());
+        for url in [server.url(), by_name] {
+            let answer = trusting(&[&other, &ca]).get(&request(&url), soon()).await;
+            assert_eq!(&answer.unwrap().body[..], b"{}");
+        }
+        assert_eq!(server.requests().len(), 2);
+        for client in [trusting(&[&other]), client(hasty())] {
+            let reason = unreachable(client.get(&request(&server.url()), soon()).await);
+            assert!(reason.to_lowercase().contains("certificate"), "{reason}");
+            assert!(!reason.contains("attempts"), "not worth a retry: {reason}");
+        }
+        assert_eq!(server.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_redirect_from_https_to_plain_http_is_refused() {
+        let (ca, config) = authority();
+        let plain = FaultServer::script([Reply::status(200)]);
+        let location = plain.url();
+        let server = FaultServer::start_tls(config, move |_| Reply::redirect(&location));
+        let answer = trusting(&[&ca]).get(&request(&server.url()), soon()).await;
+        assert!(malformed(answer).contains("from https"));
+        assert!(plain.requests().is_empty());
+    }
+}
