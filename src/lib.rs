@@ -18,7 +18,7 @@
 //! | 6 | [`cache`] |
 //! | 7 | [`source`] |
 //! | 8 | [`resolve`], then [`store`] |
-//! | 9 | [`registry`], [`publish`] |
+//! | 9 | [`publish`], then [`registry`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
 //! | 12 | [`mount`] |
