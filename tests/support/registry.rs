@@ -1,0 +1,884 @@
+//! A real registry on a loopback port, with faults on demand.
+//!
+//! ```ignore
+//! mod support;
+//! use support::registry::{Effect, Fault, RouteKind, TestRegistry};
+//!
+//! let registry = TestRegistry::start();
+//! registry.publish("acme", "kit", "1.0.0", &[("prompts/a.md", b"hello\n")]);
+//! registry.fault(Fault::new(Effect::Status(503)).on(RouteKind::Asset).times(2));
+//! // … point a client at registry.url() …
+//! assert_eq!(registry.count(RouteKind::Resolve), 1);
+//! assert_eq!(registry.content_requests(), 1);
+//! ```
+//!
+//! It runs on a thread and a runtime of its own, so it serves sync and async tests alike, and stops
+//! when the guard is dropped. [`TestRegistry::stop`] and [`TestRegistry::restart`] take it off the
+//! network and back, on the same port with the same bundles; stopped, connections are refused.
+//!
+//! Each request is logged when it arrives, faults included. To hold requests until the test says so,
+//! use [`Effect::Hold`]; to wait until they have arrived, [`TestRegistry::wait_until`].
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::panic
+)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::serve::{IncomingStream, Listener};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use musherfs::digest::Digest;
+use musherfs::publish::{Asset, Publication, Visibility};
+use musherfs::reference::{BundleId, VersionRef};
+use musherfs::registry::{Registry, Storage, router};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+pub use musherfs::registry::RouteKind;
+
+/// How long [`TestRegistry::wait_until`] waits before it fails the test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One request, as it arrived.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// `GET` or `HEAD`.
+    pub method: String,
+    /// The path as sent, percent-encoded.
+    pub path: String,
+    /// The query as sent, without `?`; empty if there was none.
+    pub query: String,
+    /// What it is about.
+    pub kind: RouteKind,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// Whether a fault was applied.
+    pub faulty: bool,
+    /// The answer's status; `None` while there is none, and for ever after a hang or a reset.
+    pub status: Option<u16>,
+}
+
+impl Seen {
+    /// Whether the request carried credentials.
+    pub fn is_authorized(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
+    }
+}
+
+/// Opens once, for everybody who waits and will wait. Clones are the same gate.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<tokio::sync::Semaphore>);
+
+impl Gate {
+    /// A closed gate.
+    pub fn new() -> Self {
+        Self(Arc::new(tokio::sync::Semaphore::new(0)))
+    }
+
+    /// Lets everybody through.
+    pub fn open(&self) {
+        self.0.close();
+    }
+
+    async fn pass(&self) {
+        // Only ever ends by the gate being closed for acquiring, which opens it.
+        let _ = self.0.acquire().await;
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What happens to a request.
+#[derive(Clone)]
+pub enum Effect {
+    /// Answers a problem document with this status.
+    Status(u16),
+    /// The same with headers, such as `("retry-after", "1")`.
+    StatusWith(u16, Vec<(&'static str, String)>),
+    /// Answers exactly this, with a media type.
+    Body(u16, &'static str, Vec<u8>),
+    /// Answers 200 with a body that is not JSON, though it says so.
+    Garbage,
+    /// Answers 302 with this `Location`.
+    Redirect(String),
+    /// Answers as usual, later.
+    Delay(Duration),
+    /// Answers as usual, once the gate is opened.
+    Hold(Gate),
+    /// Never answers.
+    Hang,
+    /// Resets the connection instead of answering.
+    Reset,
+    /// Announces the whole body, sends this many bytes and breaks the connection.
+    Truncate(usize),
+    /// Sends the body byte by byte, with this pause before each.
+    Trickle(Duration),
+    /// Changes a byte of each file's content; same length.
+    WrongBytes,
+    /// Drops one trailing line feed of each file's content.
+    DropNewline,
+    /// Answers `contentText: null`.
+    NullText,
+    /// Changes the JSON answer at will.
+    Edit(Arc<dyn Fn(&mut Value) + Send + Sync>),
+}
+
+impl Effect {
+    /// Changes the JSON answer at will.
+    pub fn edit(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
+        Self::Edit(Arc::new(change))
+    }
+}
+
+/// Which requests are disturbed, how, and how often. All conditions must hold.
+#[derive(Clone)]
+pub struct Fault {
+    effect: Effect,
+    matches: Vec<Arc<dyn Fn(&Seen) -> bool + Send + Sync>>,
+    skip: usize,
+    left: usize,
+}
+
+impl Fault {
+    /// Disturbs every request, until [`TestRegistry::clear_faults`].
+    pub fn new(effect: Effect) -> Self {
+        Self {
+            effect,
+            matches: Vec::new(),
+            skip: 0,
+            left: usize::MAX,
+        }
+    }
+
+    /// Only requests of this kind.
+    pub fn on(self, kind: RouteKind) -> Self {
+        self.when(move |seen| seen.kind == kind)
+    }
+
+    /// Only requests that carry files' content, on whichever route.
+    pub fn on_content(self) -> Self {
+        self.when(|seen| seen.kind.is_content())
+    }
+
+    /// Only requests whose path (percent-encoded) contains `text`.
+    pub fn path_contains(self, text: &str) -> Self {
+        let text = text.to_owned();
+        self.when(move |seen| seen.path.contains(&text))
+    }
+
+    /// Only requests that `matches`.
+    pub fn when(mut self, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> Self {
+        self.matches.push(Arc::new(matches));
+        self
+    }
+
+    /// Lets the first `n` of them pass.
+    pub fn after(mut self, n: usize) -> Self {
+        self.skip = n;
+        self
+    }
+
+    /// At most `n` times.
+    pub fn times(mut self, n: usize) -> Self {
+        self.left = n;
+        self
+    }
+
+    /// Once.
+    pub fn once(self) -> Self {
+        self.times(1)
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    log: Mutex<Vec<Seen>>,
+    changed: Condvar,
+    faults: Mutex<Vec<Fault>>,
+}
+
+impl Shared {
+    fn log(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.log
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The effect of the first fault that applies, used up by one.
+    fn strike(&self, seen: &Seen) -> Option<Effect> {
+        let mut faults = self.faults.lock().unwrap();
+        for fault in faults.iter_mut() {
+            if fault.left == 0 || !fault.matches.iter().all(|matches| matches(seen)) {
+                continue;
+            }
+            if fault.skip > 0 {
+                fault.skip -= 1;
+                continue;
+            }
+            fault.left -= 1;
+            return Some(fault.effect.clone());
+        }
+        None
+    }
+}
+
+struct Server {
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// A running registry; stops when dropped.
+pub struct TestRegistry {
+    dir: tempfile::TempDir,
+    storage: Arc<Storage>,
+    registry: Registry,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: Option<Server>,
+}
+
+impl TestRegistry {
+    /// An empty registry without tokens: public bundles are served on all routes.
+    pub fn start() -> Self {
+        Self::start_with(|registry| registry)
+    }
+
+    /// An empty registry that knows one key; namespace routes answer 401 without it.
+    pub fn start_with_token(secret: &str) -> Self {
+        Self::start_with(|registry| registry.with_token(secret))
+    }
+
+    /// An empty registry, set up by `configure`.
+    pub fn start_with(configure: impl FnOnce(Registry) -> Registry) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let storage = Storage::open(dir.path()).expect("a registry directory");
+        let storage = Arc::new(storage.without_sync());
+        let listener = StdListener::bind("127.0.0.1:0").expect("a loopback port");
+        let mut this = Self {
+            address: listener.local_addr().expect("a bound address"),
+            registry: configure(Registry::new(Arc::clone(&storage))),
+            dir,
+            storage,
+            shared: Arc::default(),
+            server: None,
+        };
+        this.serve(listener);
+        this
+    }
+
+    /// `http://127.0.0.1:PORT`, without a trailing slash.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The partition of the shared cache that this registry's bundles belong to.
+    pub fn host_id(&self) -> String {
+        format!("{}_{}", self.address.ip(), self.address.port())
+    }
+
+    /// The registry's directory, for damaging it.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The registry's storage, for what has no shorthand here.
+    pub fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    /// Publishes a public version with these files.
+    pub fn publish(
+        &self,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        files: &[(&str, &[u8])],
+    ) -> VersionRef {
+        self.publish_as(Visibility::Public, namespace, slug, version, files)
+    }
+
+    /// Publishes a version that only holders of a token see.
+    pub fn publish_private(
+        &self,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        files: &[(&str, &[u8])],
+    ) -> VersionRef {
+        self.publish_as(Visibility::Private, namespace, slug, version, files)
+    }
+
+    fn publish_as(
+        &self,
+        visibility: Visibility,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        files: &[(&str, &[u8])],
+    ) -> VersionRef {
+        let reference = format!("{namespace}/{slug}@{version}");
+        let mut publication = Publication::new(reference.parse().expect("a valid reference"));
+        publication.visibility = visibility;
+        publication.assets = files
+            .iter()
+            .map(|(path, bytes)| Asset::new(path, bytes.to_vec()).expect("a valid path"))
+            .collect();
+        self.storage
+            .publish(&publication, "tester")
+            .expect("a publication that keeps the rules")
+    }
+
+    /// Publishes every file below `dir` as a public version.
+    pub fn publish_tree(
+        &self,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        dir: &Path,
+    ) -> VersionRef {
+        let mut files = Vec::new();
+        for entry in walkdir::WalkDir::new(dir).sort_by_file_name() {
+            let entry = entry.expect("a readable tree");
+            if entry.file_type().is_file() {
+                let path = entry.path().strip_prefix(dir).unwrap();
+                let bytes = std::fs::read(entry.path()).expect("a readable file");
+                files.push((path.to_str().expect("a UTF-8 name").to_owned(), bytes));
+            }
+        }
+        let files: Vec<(&str, &[u8])> = files
+            .iter()
+            .map(|(path, bytes)| (path.as_str(), bytes.as_slice()))
+            .collect();
+        self.publish(namespace, slug, version, &files)
+    }
+
+    /// Puts a version in place whose list of files breaks the rules: `files` are (path, content)
+    /// as they shall be listed, hostile paths and duplicates included.
+    pub fn plant(
+        &self,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        files: &[(&str, &[u8])],
+    ) -> VersionRef {
+        self.plant_with(namespace, slug, version, files, |_| {})
+    }
+
+    /// The same, after `change` had its way with the stored manifest.
+    pub fn plant_with(
+        &self,
+        namespace: &str,
+        slug: &str,
+        version: &str,
+        files: &[(&str, &[u8])],
+        change: impl FnOnce(&mut Value),
+    ) -> VersionRef {
+        let assets: Vec<Value> = files
+            .iter()
+            .map(|(path, bytes)| {
+                let digest = Digest::of(bytes).hex();
+                let blob = self.root().join("blobs/sha256").join(&digest[..2]);
+                std::fs::create_dir_all(&blob).unwrap();
+                std::fs::write(blob.join(&digest), bytes).unwrap();
+                serde_json::json!({
+                    "asset_id": "",
+                    "logical_path": path,
+                    "asset_type": "other",
+                    "content_sha256": digest,
+                    "size_bytes": bytes.len(),
+                })
+            })
+            .collect();
+        let mut manifest = serde_json::json!({
+            "namespace": namespace,
+            "bundle_slug": slug,
+            "version": version,
+            "visibility": "public",
+            "assets": assets,
+        });
+        change(&mut manifest);
+        let dir = self.root().join("bundles").join(namespace).join(slug);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(format!("{version}.json")), manifest.to_string()).unwrap();
+        format!("{namespace}/{slug}@{version}").parse().unwrap()
+    }
+
+    /// Withdraws a version.
+    pub fn yank(&self, reference: &VersionRef, reason: &str) {
+        self.storage
+            .yank(reference, reason, "tester")
+            .expect("a version to yank");
+    }
+
+    /// Puts it back.
+    pub fn unyank(&self, reference: &VersionRef) {
+        self.storage
+            .unyank(reference, "tester")
+            .expect("a version to unyank");
+    }
+
+    /// Points a tag at a version.
+    pub fn tag(&self, reference: &VersionRef, tag: &str) {
+        self.storage
+            .tag(&reference.bundle, tag, Some(&reference.version))
+            .expect("a version to tag");
+    }
+
+    /// Deletes a bundle from the directory, which a real registry never does.
+    pub fn destroy(&self, bundle: &BundleId) {
+        let dir = self.root().join("bundles").join(bundle.namespace.as_str());
+        std::fs::remove_dir_all(dir.join(bundle.slug.as_str())).expect("a bundle to destroy");
+    }
+
+    /// Every request so far, in order of arrival.
+    pub fn log(&self) -> Vec<Seen> {
+        self.shared.log().clone()
+    }
+
+    /// `GET /path?query` of every request so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.shared
+            .log()
+            .iter()
+            .map(|seen| {
+                let mark = if seen.query.is_empty() { "" } else { "?" };
+                format!("{} {}{mark}{}", seen.method, seen.path, seen.query)
+            })
+            .collect()
+    }
+
+    /// How many requests there were.
+    pub fn requests(&self) -> usize {
+        self.shared.log().len()
+    }
+
+    /// How many requests of this kind there were.
+    pub fn count(&self, kind: RouteKind) -> usize {
+        self.shared
+            .log()
+            .iter()
+            .filter(|seen| seen.kind == kind)
+            .count()
+    }
+
+    /// How many requests asked for files' content.
+    pub fn content_requests(&self) -> usize {
+        self.shared
+            .log()
+            .iter()
+            .filter(|seen| seen.kind.is_content())
+            .count()
+    }
+
+    /// How many requests asked which version a name means.
+    pub fn resolve_requests(&self) -> usize {
+        self.count(RouteKind::Resolve)
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_log(&self) {
+        self.shared.log().clear();
+    }
+
+    /// Waits until the log is as `done` says. Fails the test after [`PATIENCE`].
+    pub fn wait_until(&self, what: &str, done: impl Fn(&[Seen]) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        let mut log = self.shared.log();
+        while !done(&log) {
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {what}; log: {log:#?}");
+            log = self.shared.changed.wait_timeout(log, left).unwrap().0;
+        }
+    }
+
+    /// Waits until `n` requests of this kind have arrived.
+    pub fn wait_for(&self, kind: RouteKind, n: usize) {
+        self.wait_until(&format!("{n} × {kind:?}"), |log| {
+            log.iter().filter(|seen| seen.kind == kind).count() >= n
+        });
+    }
+
+    /// Adds a fault. Of several that match a request, the first added applies.
+    pub fn fault(&self, fault: Fault) {
+        self.shared.faults.lock().unwrap().push(fault);
+    }
+
+    /// Holds requests of this kind until the returned gate is opened.
+    pub fn hold(&self, kind: RouteKind) -> Gate {
+        let gate = Gate::new();
+        self.fault(Fault::new(Effect::Hold(gate.clone())).on(kind));
+        gate
+    }
+
+    /// From now on everything works.
+    pub fn clear_faults(&self) {
+        self.shared.faults.lock().unwrap().clear();
+    }
+
+    /// Closes the port and all connections. Faults, bundles and the log stay.
+    pub fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            // The thread may have ended by a panic, which the join tells.
+            let _ = server.stop.send(());
+            if server.thread.join().is_err() && !std::thread::panicking() {
+                panic!("the registry's thread panicked");
+            }
+        }
+    }
+
+    /// Opens the same port again. Nothing happens if it is open.
+    pub fn restart(&mut self) {
+        if self.server.is_some() {
+            return;
+        }
+        let listener = StdListener::bind(self.address).expect("the same port again");
+        self.serve(listener);
+    }
+
+    fn serve(&mut self, listener: StdListener) {
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let service = router(self.registry.clone()).layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&self.shared),
+            disturb,
+        ));
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async move {
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let server = axum::serve(
+                    Port(listener),
+                    service.into_make_service_with_connect_info::<Connection>(),
+                );
+                tokio::select! {
+                    result = server.into_future() => result.expect("serving"),
+                    // Also when the guard is gone.
+                    _ = stopped => {}
+                }
+            });
+            // Dropping the runtime closes all connections before the thread ends.
+        });
+        self.server = Some(Server { stop, thread });
+    }
+}
+
+impl Drop for TestRegistry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Logs a request and applies the fault that is meant for it, if any.
+async fn disturb(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut seen = Seen {
+        method: request.method().to_string(),
+        path: request.uri().path().to_owned(),
+        query: request.uri().query().unwrap_or_default().to_owned(),
+        kind: RouteKind::of(request.uri().path()),
+        headers: request.headers().clone(),
+        faulty: false,
+        status: None,
+    };
+    let effect = shared.strike(&seen);
+    seen.faulty = effect.is_some();
+    let index = {
+        let mut log = shared.log();
+        log.push(seen);
+        log.len() - 1
+    };
+    shared.changed.notify_all();
+
+    let response = match effect {
+        None => next.run(request).await,
+        Some(effect) => apply(effect, &connection, request, next).await,
+    };
+    // The log may have been cleared meanwhile.
+    if let Some(seen) = shared.log().get_mut(index) {
+        seen.status = Some(response.status().as_u16());
+    }
+    shared.changed.notify_all();
+    response
+}
+
+async fn apply(effect: Effect, connection: &Connection, request: Request, next: Next) -> Response {
+    match effect {
+        Effect::Status(status) => problem(status, &[]),
+        Effect::StatusWith(status, headers) => problem(status, &headers),
+        Effect::Body(status, kind, bytes) => plain(status, kind, bytes),
+        Effect::Garbage => plain(200, "application/json", b"<html>{\"not\": json".to_vec()),
+        Effect::Redirect(location) => problem(302, &[("location", location)]),
+        Effect::Delay(pause) => {
+            tokio::time::sleep(pause).await;
+            next.run(request).await
+        }
+        Effect::Hold(gate) => {
+            gate.pass().await;
+            next.run(request).await
+        }
+        Effect::Hang => std::future::pending().await,
+        Effect::Reset => {
+            connection.0.store(true, Ordering::SeqCst);
+            // Writing it makes the connection notice.
+            plain(200, "text/plain", Vec::new())
+        }
+        Effect::Truncate(at) => {
+            let (parts, whole) = collect(next.run(request).await).await;
+            let length = whole.len();
+            let start = whole.slice(..at.min(length));
+            let broken = futures_util::stream::iter([
+                Ok(start),
+                Err(io::Error::from(io::ErrorKind::ConnectionAborted)),
+            ]);
+            let mut response = Response::from_parts(parts, Body::from_stream(broken));
+            announce(&mut response, length);
+            response
+        }
+        Effect::Trickle(pause) => {
+            let (parts, whole) = collect(next.run(request).await).await;
+            let length = whole.len();
+            let drops = futures_util::stream::unfold(0, move |at| {
+                let drop = (at < length).then(|| whole.slice(at..=at));
+                async move {
+                    let drop = drop?;
+                    tokio::time::sleep(pause).await;
+                    Some((Ok::<_, io::Error>(drop), at + 1))
+                }
+            });
+            let mut response = Response::from_parts(parts, Body::from_stream(drops));
+            announce(&mut response, length);
+            response
+        }
+        Effect::WrongBytes => {
+            rewrite(next.run(request).await, |bytes| {
+                if let Some(byte) = bytes.first_mut() {
+                    // Text stays text.
+                    *byte = if *byte == b'#' { b'*' } else { b'#' };
+                }
+            })
+            .await
+        }
+        Effect::DropNewline => {
+            rewrite(next.run(request).await, |bytes| {
+                if bytes.last() == Some(&b'\n') {
+                    bytes.pop();
+                }
+            })
+            .await
+        }
+        Effect::NullText => {
+            edit(next.run(request).await, |json| {
+                for_each_text(json, &mut |text| *text = Value::Null);
+            })
+            .await
+        }
+        Effect::Edit(change) => edit(next.run(request).await, |json| change(json)).await,
+    }
+}
+
+fn plain(status: u16, kind: &'static str, bytes: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn problem(status: u16, headers: &[(&'static str, String)]) -> Response {
+    let body = serde_json::json!({
+        "type": "https://docs.musher.dev/errors/internal-error",
+        "title": "Injected",
+        "status": status,
+        "detail": "a fault that the test asked for",
+    });
+    let mut response = plain(
+        status,
+        "application/problem+json",
+        body.to_string().into_bytes(),
+    );
+    for (name, value) in headers {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value.parse().unwrap());
+    }
+    response
+}
+
+async fn collect(response: Response) -> (http::response::Parts, Bytes) {
+    let (mut parts, body) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    (parts, bytes)
+}
+
+fn announce(response: &mut Response, length: usize) {
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, length.into());
+}
+
+/// Changes a JSON answer; others stay.
+async fn edit(response: Response, change: impl FnOnce(&mut Value)) -> Response {
+    let (parts, bytes) = collect(response).await;
+    let Ok(mut json) = serde_json::from_slice::<Value>(&bytes) else {
+        return Response::from_parts(parts, bytes.into());
+    };
+    change(&mut json);
+    Response::from_parts(parts, json.to_string().into())
+}
+
+/// Changes the files' content in an answer: its `contentText`s, or the body of a blob.
+async fn rewrite(response: Response, change: impl Fn(&mut Vec<u8>)) -> Response {
+    let (parts, bytes) = collect(response).await;
+    let is_json = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if !is_json {
+        let mut bytes = bytes.to_vec();
+        change(&mut bytes);
+        return Response::from_parts(parts, bytes.into());
+    }
+    let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+    for_each_text(&mut json, &mut |text| {
+        if let Value::String(string) = text {
+            let mut bytes = std::mem::take(string).into_bytes();
+            change(&mut bytes);
+            // Cutting into a character makes it another one, which is wrong enough.
+            *string = String::from_utf8_lossy(&bytes).into_owned();
+        }
+    });
+    Response::from_parts(parts, json.to_string().into())
+}
+
+fn for_each_text(json: &mut Value, change: &mut impl FnMut(&mut Value)) {
+    match json {
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| for_each_text(item, change)),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if name == "contentText" {
+                    change(value);
+                } else {
+                    for_each_text(value, change);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A connection's switch: once set, it is reset at the next write.
+#[derive(Debug, Clone)]
+struct Connection(Arc<AtomicBool>);
+
+impl Connected<IncomingStream<'_, Port>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, Port>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+/// A listener whose connections can be reset by whoever answers on them.
+struct Port(tokio::net::TcpListener);
+
+impl Listener for Port {
+    type Io = Resettable;
+    type Addr = Connection;
+
+    async fn accept(&mut self) -> (Resettable, Connection) {
+        let (stream, _) = Listener::accept(&mut self.0).await;
+        let connection = Connection(Arc::default());
+        let io = Resettable {
+            stream,
+            connection: connection.clone(),
+        };
+        (io, connection)
+    }
+
+    fn local_addr(&self) -> io::Result<Connection> {
+        Ok(Connection(Arc::default()))
+    }
+}
+
+struct Resettable {
+    stream: TcpStream,
+    connection: Connection,
+}
+
+impl Resettable {
+    fn check(&self) -> io::Result<()> {
+        if self.connection.0.load(Ordering::SeqCst) {
+            // Closing then sends RST instead of FIN.
+            self.stream.set_zero_linger()?;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
