@@ -1,1 +1,65 @@
-//! stub
+//! Mounting: a kernel mount is obtained, held and served, as three separate things.
+//!
+//! ```text
+//!  MountPoint::prepare ──► mount ──► Mounted ──► serve ──► Serving
+//!     a fit directory     obtain      hold      answer      │
+//!                                      │                    │
+//!                       Mounted::unmount ◄── stay: signals, an outside umount
+//! ```
+//!
+//! [`mount`] returns a descriptor of `/dev/fuse` that belongs to a mounted filesystem. Whoever
+//! holds it ([`Mounted`]) keeps the mount alive; [`serve`] answers requests from a duplicate and
+//! never unmounts. So holding can later move to a process that outlives the serving one.
+//!
+//! What the rest relies on:
+//!
+//! * Nothing here touches the filesystem it mounts, except [`touch`], which runs in another
+//!   process than the serving one: a thread that waits in its own mount survives `kill -9`.
+//! * Only our own mount is unmounted, known by its connection, device and mount number; never
+//!   what somebody else has mounted on the path meanwhile.
+//! * In the background ([`background`]), success is reported only after the mount has answered.
+
+pub mod background;
+mod device;
+mod error;
+pub mod helper;
+mod holders;
+pub mod mountinfo;
+mod point;
+mod session;
+pub mod touch;
+mod unmount;
+
+pub use device::{Mounted, mount};
+pub use error::{MountError, Result};
+pub use holders::Holder;
+pub use mountinfo::{FS_TYPE, MountId};
+pub use point::{MARKER, MountPoint};
+pub use session::{Ending, Serving, StopSignals, serve, stay};
+pub use unmount::{How, Unmounted, unmount_command};
+
+/// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// What `mount` and `df` show as the device: `musherfs` or a registry's URL.
+    pub source: String,
+    /// Whether other users than the mounting one may enter. A plain user may ask for it only if
+    /// `/etc/fuse.conf` has `user_allow_other`.
+    pub allow_other: bool,
+    /// Whether the kernel refuses to execute or map files of this mount as programs.
+    pub noexec: bool,
+    /// SELinux options such as `("context", "system_u:object_r:container_file_t:s0")`, handed to
+    /// the kernel as they are; only root may give them.
+    pub labels: Vec<(String, String)>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            source: "musherfs".to_owned(),
+            allow_other: false,
+            noexec: false,
+            labels: Vec::new(),
+        }
+    }
+}

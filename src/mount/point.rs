@@ -1,0 +1,157 @@
+//! The directory that is mounted on: found fit before anything is mounted.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{MountError, Result};
+use super::mountinfo::{Located, MountTable};
+use super::touch;
+
+/// The only file that a mountpoint may contain.
+///
+/// It lies beneath the mount, so whoever sees it sees that nothing is mounted.
+pub const MARKER: &str = "NOT-MOUNTED";
+
+/// How long a mount that is in the way may take to prove that it is alive.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// A directory that can be mounted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint {
+    path: PathBuf,
+}
+
+impl MountPoint {
+    /// Checks that `dir` is a directory, empty but for [`MARKER`], with nothing mounted on it;
+    /// creates it, with its parents, when it is missing.
+    ///
+    /// Does not enter a filesystem that is mounted there already, so a stuck one delays nothing
+    /// for longer than two seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError::NotADirectory`], [`MountError::NotEmpty`], [`MountError::CannotCreate`],
+    /// [`MountError::AlreadyMounted`], or [`MountError::DeadMount`] when the daemon of the mount
+    /// that is there is gone.
+    pub fn prepare(dir: &Path) -> Result<Self> {
+        let located = match Located::find(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(dir)
+                    .map_err(|source| MountError::CannotCreate {
+                        path: dir.to_owned(),
+                        source,
+                    })?;
+                Located::find(dir)
+            }
+            found => found,
+        };
+        let located = located.map_err(|source| match source.kind() {
+            io::ErrorKind::NotADirectory => MountError::NotADirectory {
+                path: dir.to_owned(),
+            },
+            _ => MountError::io(dir, source),
+        })?;
+        let table = MountTable::read().map_err(|e| MountError::io("/proc/self/mountinfo", e))?;
+        let path = located.path.clone();
+        if let Some(mount) = located.mounted_here(&table) {
+            let fs_type = mount.fs_type.clone();
+            let is_fuse = fs_type == "fuse" || fs_type.starts_with("fuse.");
+            drop(located);
+            return Err(if is_fuse && touch::is_dead(&path, PROBE) {
+                MountError::DeadMount { path, fs_type }
+            } else {
+                MountError::AlreadyMounted { path, fs_type }
+            });
+        }
+        drop(located);
+        is_empty(&path)?;
+        Ok(Self { path })
+    }
+
+    /// The directory, absolute and without symlinks.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn is_empty(path: &Path) -> Result<()> {
+    let entries = fs::read_dir(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotADirectory => MountError::NotADirectory {
+            path: path.to_owned(),
+        },
+        _ => MountError::io(path, source),
+    })?;
+    for entry in entries {
+        let example = entry.map_err(|e| MountError::io(path, e))?.file_name();
+        if example != MARKER {
+            return Err(MountError::NotEmpty {
+                path: path.to_owned(),
+                example,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_mountpoint_is_created_with_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = MountPoint::prepare(&dir.path().join("a/b/../b")).unwrap();
+        assert_eq!(
+            point.path(),
+            fs::canonicalize(dir.path()).unwrap().join("a/b")
+        );
+        assert!(point.path().is_dir());
+    }
+
+    #[test]
+    fn a_marker_may_lie_beneath_the_mount_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(MARKER), "").unwrap();
+        MountPoint::prepare(dir.path()).unwrap();
+
+        fs::write(dir.path().join("notes.txt"), "").unwrap();
+        let error = MountPoint::prepare(dir.path()).unwrap_err();
+        assert!(
+            matches!(&error, MountError::NotEmpty { example, .. } if example == "notes.txt"),
+            "{error:?}"
+        );
+        assert_eq!(error.exit_code(), 4);
+    }
+
+    #[test]
+    fn a_file_is_no_mountpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for path in [file.clone(), file.join("below")] {
+            let error = MountPoint::prepare(&path).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    MountError::NotADirectory { .. } | MountError::CannotCreate { .. }
+                ),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mountpoint_of_something_else_is_refused() {
+        let error = MountPoint::prepare(Path::new("/proc")).unwrap_err();
+        assert!(
+            matches!(&error, MountError::AlreadyMounted { fs_type, .. } if fs_type == "proc"),
+            "{error:?}"
+        );
+    }
+}
