@@ -1,3 +1,3 @@
 //! What several test files share.
 
-pub mod fuse;
+pub(crate) mod fuse;
