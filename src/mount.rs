@@ -35,7 +35,7 @@ pub use error::{MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
 pub use point::{MARKER, MountPoint};
-pub use session::{Ending, Serving, StopSignals, serve, stay};
+pub use session::{Ending, Serving, StopSignals, mount_and_serve, serve, stay};
 pub use unmount::{How, Unmounted, unmount_command};
 
 /// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.

@@ -8,6 +8,9 @@
 //!        └─ touches the mount, sees it answer, only then exits 0
 //! ```
 //!
+//! In the daemon, in this order: [`Starter::take_over`], the listening for signals, mounting and
+//! serving, [`Starter::ready`] or [`Starter::failed`].
+//!
 //! The program starts itself again instead of forking: a fork copies one thread of many and
 //! whatever locks the others hold. The report travels over a socket that is the daemon's standard
 //! input until it has taken it away, since any other descriptor would need unsafe code to pass.
@@ -141,11 +144,11 @@ impl Daemon {
             }
             _ => {}
         }
-        serde_json::from_slice(&line).or_else(|_| {
+        serde_json::from_slice(&line).map_err(|_| {
             let status = self
                 .wait(FAREWELL)
                 .map_or("it closed its report".to_owned(), |s| s.to_string());
-            Err(MountError::DaemonDied { status })
+            MountError::DaemonDied { status }
         })
     }
 

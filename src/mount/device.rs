@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,11 +63,6 @@ impl Mounted {
         self.id
     }
 
-    /// The descriptor, to be handed to a process that goes on holding it.
-    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
     pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone().map(OwnedFd::from)
     }
@@ -92,13 +87,21 @@ impl Mounted {
     }
 }
 
+/// The descriptor, to be handed to a process that goes on holding it.
+impl AsFd for Mounted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Mounts on `point` and returns the descriptor that requests will arrive on.
 ///
 /// From then on readers wait until [`super::serve`] answers them.
 ///
 /// # Errors
 ///
-/// Every way in which the system may refuse has its variant and its hint; nothing is left mounted.
+/// Every way in which the system may refuse has its variant and its hint; nothing is left mounted
+/// then, unless somebody else mounted over it at the same moment.
 pub fn mount(point: &MountPoint, options: &MountOptions) -> Result<Mounted> {
     let fd = if rustix::process::geteuid().is_root() {
         mount_as_root(point.path(), options)?
@@ -144,6 +147,14 @@ fn mount_as_root(dir: &Path, options: &MountOptions) -> Result<OwnedFd> {
             path: dir.to_owned(),
         },
         Errno::NODEV => MountError::NoDevice,
+        // The kernel takes labels only where SELinux is on.
+        Errno::INVAL if !options.labels.is_empty() => MountError::Refused {
+            path: dir.to_owned(),
+            message: format!(
+                "{errno}; is SELinux enabled, as {}= needs?",
+                options.labels[0].0
+            ),
+        },
         _ => MountError::Refused {
             path: dir.to_owned(),
             message: errno.to_string(),

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::mountinfo::{Device, Mount, MountTable, fdinfo, is_below};
-use super::touch::{bounded, printable};
+use super::touch::bounded;
 
 /// How long the scan may take before what was found so far is told.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -170,6 +170,9 @@ fn maps_from(pid: u32, device: Device) -> bool {
 /// From `comm`: the command line is in the process's memory, which a stuck process may lock.
 fn name(pid: u32) -> String {
     fs::read_to_string(process(pid).join("comm"))
-        .map(|name| printable(name.trim_end().as_ref()))
+        .map(|name| {
+            let printable = |c: char| if c.is_control() { '?' } else { c };
+            name.trim_end().chars().map(printable).collect()
+        })
         .unwrap_or_else(|_| "?".to_owned())
 }

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
 use tracing::{info, warn};
 
-use super::device::Mounted;
+use super::device::{Mounted, mount};
 use super::error::{MountError, Result};
 use super::holders::Holder;
 use super::unmount::{How, Unmounted};
+use super::{MountOptions, MountPoint};
 
 /// How long those who still use a detached mount are served before the daemon ends: enough to
 /// finish a read, short against what service managers wait before they kill.
@@ -81,6 +82,28 @@ pub fn serve<F: Filesystem>(mounted: &Mounted, filesystem: F) -> Result<Serving>
         })
         .map_err(failed)?;
     Ok(Serving { notifier, ended })
+}
+
+/// [`mount`] and [`serve`], leaving nothing mounted when either fails.
+///
+/// # Errors
+///
+/// Those of the two.
+pub fn mount_and_serve<F: Filesystem>(
+    point: &MountPoint,
+    options: &MountOptions,
+    filesystem: F,
+) -> Result<(Mounted, Serving)> {
+    let mounted = mount(point, options)?;
+    match serve(&mounted, filesystem) {
+        Ok(serving) => Ok((mounted, serving)),
+        Err(error) => {
+            if let Err(left) = mounted.unmount(How::Force) {
+                warn!(%left, "a dead mount stays behind");
+            }
+            Err(error)
+        }
+    }
 }
 
 /// The signals that end a daemon. Create it before mounting: from then on such a signal no longer

@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -90,8 +89,7 @@ pub fn wait_until_answered(dir: &Path, id: MountId, patience: Duration) -> Resul
 pub fn warm_up(dir: &Path) -> io::Result<()> {
     let path = dir.join(PROBE_FILE);
     let mut file = File::open(&path)?;
-    let mut some = [0; 64];
-    file.read(&mut some)?;
+    io::copy(&mut (&mut file).take(64), &mut io::sink())?;
     let _ = rustix::fs::seek(&file, SeekFrom::Data(0));
     let mut value = [0_u8; 16];
     let _ = rustix::fs::getxattr(&path, "user.musher.state", &mut value[..]);
@@ -159,19 +157,6 @@ pub fn warm_up_elsewhere(mut program: Command, dir: &Path, patience: Duration) -
 pub fn raise_readahead(id: MountId) -> io::Result<()> {
     let path = format!("/sys/class/bdi/{}/read_ahead_kb", id.device);
     fs::write(path, READ_AHEAD_KB)
-}
-
-/// Where the kernel takes commands about a connection, if the administrator mounted fusectl.
-pub(super) fn abort_file(device: Device) -> std::path::PathBuf {
-    format!("/sys/fs/fuse/connections/{}/abort", device.minor).into()
-}
-
-/// A name for messages that is never misread.
-pub(super) fn printable(bytes: &std::ffi::OsStr) -> String {
-    String::from_utf8_lossy(bytes.as_bytes())
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
 }
 
 #[cfg(test)]

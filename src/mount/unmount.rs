@@ -16,7 +16,7 @@ use rustix::mount::UnmountFlags;
 use super::device::{self, Mounted};
 use super::error::{MountError, Result};
 use super::holders::{self, Holder};
-use super::mountinfo::{Located, Mount, MountTable, proc_path};
+use super::mountinfo::{Device, Located, Mount, MountTable, proc_path};
 use super::touch;
 
 /// How long a busy mount may take to prove that it is alive.
@@ -135,7 +135,7 @@ fn remove(mount: &Mount, table: &MountTable, how: How) -> Result<()> {
     if how == How::Force {
         // The owner may do this without root, where fusectl is mounted; MNT_FORCE below does the
         // same, but only for root.
-        let _ = fs::write(touch::abort_file(mount.id.device), "1");
+        let _ = fs::write(abort_file(mount.id.device), "1");
     }
     let result = match how {
         How::Plain => {
@@ -176,19 +176,15 @@ fn remove_as_user(mount: &Mount, how: How) -> Result<()> {
     }
 }
 
+/// Where the kernel takes commands about a connection, if the administrator mounted fusectl.
+fn abort_file(device: Device) -> PathBuf {
+    format!("/sys/fs/fuse/connections/{}/abort", device.minor).into()
+}
+
 fn busy(mount: &Mount) -> MountError {
     MountError::Busy {
         path: mount.mountpoint.clone(),
         holders: holders::of(mount),
-    }
-}
-
-impl From<Unmounted> for Vec<Holder> {
-    fn from(unmounted: Unmounted) -> Self {
-        match unmounted {
-            Unmounted::Gone => Self::new(),
-            Unmounted::Detached(holders) => holders,
-        }
     }
 }
 

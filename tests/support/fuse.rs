@@ -6,7 +6,7 @@ use std::io::Write;
 /// `MUSHERFS_REQUIRE_FUSE=1` promises that it can, so that a skipped test is never taken for a
 /// passed one.
 #[must_use]
-pub fn require_fuse() -> bool {
+pub(crate) fn require_fuse() -> bool {
     let error = match std::fs::File::options()
         .read(true)
         .write(true)
@@ -25,7 +25,7 @@ pub fn require_fuse() -> bool {
 }
 
 /// Says that a test does not run, past the capturing of its output.
-pub fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     let name = std::thread::current().name().unwrap_or("?").to_owned();
     let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
 }

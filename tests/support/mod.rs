@@ -1,5 +1,5 @@
 //! What several test programs share.
 
-pub mod fault_server;
-pub mod fuse;
-pub mod registry;
+pub(crate) mod fault_server;
+pub(crate) mod fuse;
+pub(crate) mod registry;
