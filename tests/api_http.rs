@@ -242,6 +242,15 @@ async fn a_hanging_server_releases_the_caller_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn after_the_deadline_nothing_is_asked() {
+    let server = FaultServer::script([Reply::status(200)]);
+    let past = Deadline::after(Duration::ZERO);
+    let error = client(hasty()).get(&request(&server.url()), past).await;
+    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+    assert!(server.requests().is_empty());
+}
+
+#[tokio::test]
 async fn a_server_that_hangs_once_is_asked_again() {
     let timing = Timing {
         first_byte: Duration::from_millis(300),

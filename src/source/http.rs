@@ -298,6 +298,9 @@ impl HttpClient {
         };
         let mut attempt = 1;
         loop {
+            if deadline.is_over() {
+                return Err(timed_out());
+            }
             sink.restart();
             let outcome = {
                 let _permit = timeout_at(deadline.0, self.permits.acquire())
