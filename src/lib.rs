@@ -19,7 +19,7 @@
 //! | 6 | [`cache`] |
 //! | 7 | [`source`] |
 //! | 8 | [`resolve`], then [`store`] |
-//! | 9 | [`publish`], then [`registry`] |
+//! | 9 | [`client`], [`publish`], then [`registry`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
 //! | 12 | [`mount`] |
@@ -29,6 +29,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod credentials;
 pub mod digest;

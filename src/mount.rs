@@ -20,6 +20,8 @@
 //! * In the background ([`background`]), success is reported only after the mount has answered.
 
 pub mod background;
+pub mod control;
+pub mod daemon;
 mod device;
 mod error;
 pub mod helper;
@@ -31,7 +33,7 @@ pub mod touch;
 mod unmount;
 
 pub use device::{Mounted, mount};
-pub use error::{MountError, Result};
+pub use error::{Failure, MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
 pub use point::{MARKER, MountPoint};

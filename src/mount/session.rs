@@ -54,22 +54,21 @@ impl Serving {
 /// Starts to answer the requests of `mounted` from `filesystem`, which sees the kernel's INIT
 /// before this returns.
 ///
-/// Uses two to four threads that share one descriptor: a descriptor per thread
+/// Uses `threads` threads, two to four, that share one descriptor: a descriptor per thread
 /// (`FUSE_DEV_IOC_CLONE`) would take the requests it has accepted along when a process dies.
 /// Access is left to the kernel: `default_permissions`, and no `allow_other` unless asked for.
 ///
 /// # Errors
 ///
 /// [`MountError::Session`] if the handshake fails; the mount is still there then.
-pub fn serve<F: Filesystem>(mounted: &Mounted, filesystem: F) -> Result<Serving> {
+pub fn serve<F: Filesystem>(mounted: &Mounted, filesystem: F, threads: usize) -> Result<Serving> {
     let failed = |source| MountError::Session {
         path: mounted.dir().to_owned(),
         source,
     };
-    let threads = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4));
     let mut config = Config::default();
     config.acl = SessionACL::All;
-    config.n_threads = Some(threads);
+    config.n_threads = Some(threads.clamp(2, 4));
     let fd = mounted.duplicate().map_err(failed)?;
     let session = Session::from_fd(filesystem, fd, SessionACL::All, config).map_err(failed)?;
     let notifier = session.notifier();
@@ -93,9 +92,10 @@ pub fn mount_and_serve<F: Filesystem>(
     point: &MountPoint,
     options: &MountOptions,
     filesystem: F,
+    threads: usize,
 ) -> Result<(Mounted, Serving)> {
     let mounted = mount(point, options)?;
-    match serve(&mounted, filesystem) {
+    match serve(&mounted, filesystem, threads) {
         Ok(serving) => Ok((mounted, serving)),
         Err(error) => {
             if let Err(left) = mounted.unmount(How::Force) {

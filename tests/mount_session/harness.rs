@@ -51,7 +51,8 @@ impl Live {
         let point = MountPoint::prepare(&dir.0).unwrap();
         let tiny = Tiny::default();
         let requests = tiny.requests.clone();
-        let (mounted, serving) = mount_and_serve(&point, &MountOptions::default(), tiny).unwrap();
+        let (mounted, serving) =
+            mount_and_serve(&point, &MountOptions::default(), tiny, 2).unwrap();
         Self {
             dir,
             mounted,

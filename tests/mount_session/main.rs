@@ -366,7 +366,7 @@ fn a_filesystem_that_fails_to_start_leaves_nothing_mounted() {
     }
     let place = Place::new();
     let point = MountPoint::prepare(&place.0).unwrap();
-    let error = mount_and_serve(&point, &MountOptions::default(), Failing).unwrap_err();
+    let error = mount_and_serve(&point, &MountOptions::default(), Failing, 2).unwrap_err();
     assert!(error.to_string().contains("not today"), "{error}");
     assert!(fs_types(&place.0).is_empty());
 }

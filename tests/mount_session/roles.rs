@@ -72,7 +72,7 @@ fn daemon(dir: &Path) -> i32 {
     let _context = runtime.enter();
     let mut signals = StopSignals::listen(true).unwrap();
     let served = MountPoint::prepare(dir)
-        .and_then(|point| mount_and_serve(&point, &MountOptions::default(), Tiny::default()));
+        .and_then(|point| mount_and_serve(&point, &MountOptions::default(), Tiny::default(), 2));
     match served {
         Err(error) => {
             starter.failed((&error).into()).unwrap();
@@ -106,7 +106,7 @@ fn plain_user(base: &Path) -> i32 {
         Err(MountError::NoFusermount) => return 77,
         result => result.unwrap(),
     };
-    let serving = serve(&mounted, Tiny::default()).unwrap();
+    let serving = serve(&mounted, Tiny::default(), 2).unwrap();
     assert_eq!(cat(dir.join("hello.txt")), HELLO);
     let table = MountTable::read().unwrap();
     let row = table.by_id(mounted.id().id).unwrap();
@@ -131,7 +131,7 @@ fn plain_user(base: &Path) -> i32 {
 
     // Not in use: gone by the plain way, also by path.
     let mounted = mount(&point, &options).unwrap();
-    let serving = serve(&mounted, Tiny::default()).unwrap();
+    let serving = serve(&mounted, Tiny::default(), 2).unwrap();
     unmount_command(&dir, How::Plain).unwrap();
     assert!(!mounted.is_current());
     drop(serving);

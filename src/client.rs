@@ -1,0 +1,147 @@
+//! Everything between the settings and a bundle's bytes, put together.
+//!
+//! ```text
+//! Config ──► cache, journal, sources (each behind its breaker) ──► resolver, store
+//! ```
+//!
+//! One [`Client`] serves one registry, for a mount as well as for a command that ends soon. Making
+//! one contacts nobody.
+
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::credentials::KeyChain;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::paths::Directories;
+use crate::reference::{BundleRef, HostId, Selector, VersionRef};
+use crate::resolve::{self, Resolver};
+use crate::source::api::{ApiSettings, ApiSource};
+use crate::source::breaker::Guarded;
+use crate::source::http::{HttpClient, HttpSettings};
+use crate::source::{Deadline, Source};
+use crate::store::journal::Journal;
+use crate::store::{self, Loaded, Policy, Store};
+
+/// One registry, its cache and what is known of it.
+pub struct Client {
+    /// Names to versions.
+    pub resolver: Arc<Resolver>,
+    /// Versions to content.
+    pub store: Arc<Store>,
+    /// What is remembered across restarts.
+    pub journal: Arc<Journal>,
+    /// The sources and the state of their breakers, in the order they are asked; none offline.
+    pub sources: Vec<Arc<Guarded>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The registry's partition of the cache.
+///
+/// # Errors
+///
+/// [`Error::Config`] for a URL that cannot be a registry's.
+pub fn host_of(config: &Config) -> Result<HostId> {
+    HostId::from_url(&config.api_url.value).map_err(|error| Error::Config(error.to_string()))
+}
+
+impl Client {
+    /// Puts a client together. `keys` is where the registry's key is looked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for settings that cannot be used: a CA file without certificates, http to
+    /// another machine, a URL with credentials in it.
+    pub fn new(config: &Config, directories: &Directories, keys: KeyChain) -> Result<Self> {
+        let metrics = Arc::new(Metrics::default());
+        let host = host_of(config)?;
+        let cache = Arc::new(Cache::new(directories.cache.clone()));
+        let mut guarded = Vec::new();
+        if !config.offline.value {
+            let http = HttpClient::new(&HttpSettings {
+                ca_file: config.ca_file.value.clone(),
+                insecure_http: config.insecure_http.value,
+                metrics: Arc::clone(&metrics),
+            })?;
+            let api = ApiSource::new(ApiSettings {
+                base: config.api_url.value.clone(),
+                keys,
+                http,
+            })?;
+            guarded.push(Arc::new(Guarded::new(Arc::new(api))));
+        }
+        let sources: Vec<Arc<dyn Source>> = guarded
+            .iter()
+            .map(|source| Arc::clone(source) as Arc<dyn Source>)
+            .collect();
+        let state = directories.own_state();
+        let journal = Arc::new(Journal::open(
+            &state
+                .join("journal")
+                .join(format!("{}.jsonl", host.as_str())),
+        ));
+        let resolver = Resolver::new(resolve::Settings {
+            host: host.clone(),
+            cache: Arc::clone(&cache),
+            sources: sources.clone(),
+            namespaces: config.namespaces.value.clone(),
+            local_packs: config.local_packs.value,
+            respect_removal: config.respect_removal.value,
+            timeout: config.metadata_timeout.value,
+            metrics: Arc::clone(&metrics),
+        });
+        let store = Store::new(store::Settings {
+            host,
+            cache,
+            sources,
+            journal: Arc::clone(&journal),
+            state_dir: Some(state),
+            policy: Policy {
+                deny_yanked: config.deny_yanked.value,
+                respect_removal: config.respect_removal.value,
+                local_packs: config.local_packs.value,
+                readahead: config.readahead.value,
+                metadata_timeout: config.metadata_timeout.value,
+                content_timeout: config.content_timeout.value,
+            },
+            metrics: Arc::clone(&metrics),
+        });
+        Ok(Self {
+            resolver,
+            store,
+            journal,
+            sources: guarded,
+            metrics,
+        })
+    }
+
+    /// Resolves a reference and returns the manifest of the version that it means.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Resolver::resolve`] and [`Store::manifest`].
+    pub async fn manifest(&self, reference: &BundleRef) -> Result<Arc<Loaded>> {
+        let deadline = Deadline::after(self.store.policy().metadata_timeout);
+        let bundle = reference.bundle.clone();
+        let version = match &reference.selector {
+            Selector::Version(version) => version.clone(),
+            selector => {
+                let resolution = self.resolver.resolve(&bundle, selector, deadline).await?;
+                let version = VersionRef {
+                    bundle: bundle.clone(),
+                    version: resolution.version.clone(),
+                };
+                if let Some(answer) = &resolution.document {
+                    let (document, origin) = &**answer;
+                    self.store.learn(&version, document.clone(), origin).await;
+                }
+                resolution.version
+            }
+        };
+        self.store
+            .manifest(&VersionRef { bundle, version }, deadline)
+            .await
+    }
+}
