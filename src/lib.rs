@@ -12,7 +12,7 @@
 //! | row | modules |
 //! |---|---|
 //! | 1 | [`digest`], [`single_flight`], [`metrics`] |
-//! | 2 | [`reference`] |
+//! | 2 | [`reference`](mod@reference) |
 //! | 3 | [`manifest`] |
 //! | 4 | [`error`] |
 //! | 5 | [`paths`], then [`config`], then [`credentials`] |
