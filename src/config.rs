@@ -49,6 +49,12 @@ pub fn command_line() -> Vec<OsString> {
     std::env::args_os().collect()
 }
 
+/// What `RUST_LOG` asks for: `None` when it is unset or empty.
+pub fn rust_log() -> Option<String> {
+    let text = std::env::var_os("RUST_LOG")?;
+    Some(text.to_string_lossy().into_owned()).filter(|text| !text.trim().is_empty())
+}
+
 /// Who set a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {

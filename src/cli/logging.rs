@@ -22,6 +22,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+use crate::config;
 use crate::error::{Error, Result};
 use crate::paths::{Directories, ensure_private_dir};
 
@@ -172,22 +173,13 @@ fn start(output: Output, destination: Destination, verbosity: Verbosity) -> Resu
     })
 }
 
-/// `RUST_LOG` if it is set and not empty.
 fn chosen_filter(verbosity: Verbosity) -> Result<EnvFilter> {
-    let from_env = EnvFilter::builder().try_from_env();
-    match from_env {
-        Ok(filter) if !filter.to_string().is_empty() => Ok(filter),
-        Ok(_) => Ok(verbosity.filter()),
-        Err(error) if is_unset(&error) => Ok(verbosity.filter()),
-        Err(error) => Err(Error::Config(format!("RUST_LOG: {error}"))),
+    match config::rust_log() {
+        Some(text) => EnvFilter::builder()
+            .parse(text)
+            .map_err(|error| Error::Config(format!("RUST_LOG: {error}"))),
+        None => Ok(verbosity.filter()),
     }
-}
-
-fn is_unset(error: &tracing_subscriber::filter::FromEnvError) -> bool {
-    use std::error::Error as _;
-    error
-        .source()
-        .is_some_and(|source| !source.is::<tracing_subscriber::filter::ParseError>())
 }
 
 fn stderr_layer(target: Target) -> Output {

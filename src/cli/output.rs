@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_table_fits_the_terminal() {
         let text = table().render(Some(24));
-        assert!(text.contains("prompts/über…"), "{text}");
+        assert!(text.contains("prompts/überp…"), "{text}");
         for line in text.lines() {
             assert!(console::measure_text_width(line) <= 24, "{text}");
         }
