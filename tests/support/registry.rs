@@ -27,7 +27,8 @@
     clippy::panic
 )]
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::Path;
 use std::pin::Pin;
@@ -81,6 +82,49 @@ impl Seen {
     /// Whether the request carried credentials.
     pub fn is_authorized(&self) -> bool {
         self.headers.contains_key(header::AUTHORIZATION)
+    }
+}
+
+/// An answer to [`TestRegistry::ask`].
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The headers; names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// `None` if it is cut off.
+    fn parse(raw: &[u8], without_body: bool) -> Option<Self> {
+        let end = raw.windows(4).position(|four| four == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&raw[..end]).ok()?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers: BTreeMap<String, String> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        let body = raw[end + 4..].to_vec();
+        // This server always knows its bodies' lengths.
+        let length: usize = headers.get("content-length")?.parse().ok()?;
+        (without_body || body.len() == length).then_some(Self {
+            status,
+            headers,
+            body,
+        })
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// A header; empty if it is missing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
     }
 }
 
@@ -153,11 +197,13 @@ impl Effect {
     }
 }
 
+type Condition = Arc<dyn Fn(&Seen) -> bool + Send + Sync>;
+
 /// Which requests are disturbed, how, and how often. All conditions must hold.
 #[derive(Clone)]
 pub struct Fault {
     effect: Effect,
-    matches: Vec<Arc<dyn Fn(&Seen) -> bool + Send + Sync>>,
+    matches: Vec<Condition>,
     skip: usize,
     left: usize,
 }
@@ -257,7 +303,7 @@ pub struct TestRegistry {
     registry: Registry,
     address: SocketAddr,
     shared: Arc<Shared>,
-    server: Option<Server>,
+    server: Mutex<Option<Server>>,
 }
 
 impl TestRegistry {
@@ -277,13 +323,13 @@ impl TestRegistry {
         let storage = Storage::open(dir.path()).expect("a registry directory");
         let storage = Arc::new(storage.without_sync());
         let listener = StdListener::bind("127.0.0.1:0").expect("a loopback port");
-        let mut this = Self {
+        let this = Self {
             address: listener.local_addr().expect("a bound address"),
             registry: configure(Registry::new(Arc::clone(&storage))),
             dir,
             storage,
             shared: Arc::default(),
-            server: None,
+            server: Mutex::new(None),
         };
         this.serve(listener);
         this
@@ -543,9 +589,36 @@ impl TestRegistry {
         self.shared.faults.lock().unwrap().clear();
     }
 
+    /// Asks the registry directly, over a connection of its own. Logged and disturbed like any
+    /// other request.
+    ///
+    /// # Errors
+    ///
+    /// A connection that fails, and an answer that is cut off.
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
+        let mut stream = std::net::TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        request += "connection: close\r\n\r\n";
+        stream.write_all(request.as_bytes())?;
+        let mut raw = Vec::new();
+        stream.read_to_end(&mut raw)?;
+        Answer::parse(&raw, method == "HEAD")
+            .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+
+    /// The answer to a GET without a key.
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[]).expect("an answer")
+    }
+
     /// Closes the port and all connections. Faults, bundles and the log stay.
-    pub fn stop(&mut self) {
-        if let Some(server) = self.server.take() {
+    pub fn stop(&self) {
+        let server = self.server.lock().unwrap().take();
+        if let Some(server) = server {
             // The thread may have ended by a panic, which the join tells.
             let _ = server.stop.send(());
             if server.thread.join().is_err() && !std::thread::panicking() {
@@ -555,15 +628,15 @@ impl TestRegistry {
     }
 
     /// Opens the same port again. Nothing happens if it is open.
-    pub fn restart(&mut self) {
-        if self.server.is_some() {
+    pub fn restart(&self) {
+        if self.server.lock().unwrap().is_some() {
             return;
         }
         let listener = StdListener::bind(self.address).expect("the same port again");
         self.serve(listener);
     }
 
-    fn serve(&mut self, listener: StdListener) {
+    fn serve(&self, listener: StdListener) {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let service = router(self.registry.clone()).layer(axum::middleware::from_fn_with_state(
             Arc::clone(&self.shared),
@@ -589,7 +662,7 @@ impl TestRegistry {
             });
             // Dropping the runtime closes all connections before the thread ends.
         });
-        self.server = Some(Server { stop, thread });
+        *self.server.lock().unwrap() = Some(Server { stop, thread });
     }
 }
 
