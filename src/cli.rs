@@ -19,6 +19,7 @@ mod output;
 mod registry;
 mod resolve;
 mod shared;
+mod status;
 mod umount;
 
 use std::ffi::OsString;
@@ -93,6 +94,7 @@ enum Command {
     Umount(umount::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
+    Status(status::Args),
     Cache(cache::Args),
     Registry(registry::Args),
     Completions(completions::Args),
@@ -117,7 +119,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     };
     let verbosity = Verbosity::new(cli.verbose, cli.quiet);
     match cli.command {
-        Command::Mount(args) => mount::run(&mount::Plan::new(args, verbosity)?),
+        Command::Mount(args) => mount::run(mount::Plan::new(args, verbosity)?),
         Command::Umount(args) => {
             logging::init_command(verbosity)?;
             umount::run(&args)
@@ -129,6 +131,10 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Resolve(args) => {
             logging::init_command(verbosity)?;
             resolve::run(&args)
+        }
+        Command::Status(args) => {
+            logging::init_command(verbosity)?;
+            status::run(&args)
         }
         Command::Cache(args) => {
             logging::init_command(verbosity)?;

@@ -22,6 +22,7 @@
 pub mod background;
 pub mod control;
 pub mod daemon;
+pub mod demo;
 mod device;
 mod error;
 pub mod helper;

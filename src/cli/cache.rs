@@ -1,13 +1,11 @@
 //! `musherfs cache`: the cache that all Musher tools of a user share.
 
-use std::path::Path;
-
 use clap::Subcommand;
 use serde::Serialize;
 
 use super::failure::Failure;
 use super::output;
-use crate::error::{Error, Result};
+use crate::cache::Cache;
 use crate::paths::Directories;
 
 /// Look into the cache that all Musher tools share
@@ -40,15 +38,6 @@ struct Info {
     blobs: u64,
 }
 
-/// What there is in a cache.
-struct Contents {
-    /// Bytes of all files.
-    bytes: u64,
-    /// Versions.
-    entries: u64,
-    blobs: u64,
-}
-
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let directories = Directories::from_env()?;
     for warning in &directories.warnings {
@@ -58,13 +47,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match args.command {
         Command::Path => output::line(&location),
         Command::Info { json } => {
-            let contents = contents(&directories.cache)?;
+            let usage = Cache::new(directories.cache).usage();
             let info = Info {
                 location,
-                total_size: contents.bytes,
-                total_size_human: output::size(contents.bytes),
-                entries: contents.entries,
-                blobs: contents.blobs,
+                total_size: usage.total_bytes,
+                total_size_human: output::size(usage.total_bytes),
+                entries: usage.entries,
+                blobs: usage.blobs,
             };
             if json {
                 return output::json(&info);
@@ -75,9 +64,4 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             ))
         }
     }
-}
-
-// WIRE: walk it with crate::cache.
-fn contents(_root: &Path) -> Result<Contents> {
-    Err(Error::Internal("cache info is not wired yet".into()))
 }

@@ -12,6 +12,8 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use crate::error::Error;
+use crate::mount::MountError;
+use crate::publish::PublishError;
 
 /// What the program exits with when it fails, as the other Musher tools do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +119,18 @@ impl From<Error> for Failure {
             | Error::Manifest { .. } => Exit::General,
         };
         Self::new(exit, &error).with_hint(error.hint())
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        Self::text(error.exit_code(), with_causes(&error)).with_hint(error.hint())
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        Self::new(Exit::General, &error).with_hint(Some(error.hint()))
     }
 }
 

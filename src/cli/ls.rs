@@ -1,13 +1,10 @@
 //! `musherfs ls`: the files of a version, without mounting or downloading them.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::failure::{Failure, printable};
 use super::output::{self, Align, Table};
-use super::shared::{Context, SourceArgs};
-use crate::error::{Error, Result};
+use super::shared::{SourceArgs, runtime};
 use crate::manifest::{Manifest, State};
 use crate::reference::BundleRef;
 
@@ -116,8 +113,10 @@ impl<'a> Listing<'a> {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let context = args.source.context()?;
     context.log_warnings();
-    let manifest = manifest(&context, &args.reference)?;
-    let listing = Listing::of(&manifest);
+    let client = context.client()?;
+    let loaded = runtime()?.block_on(client.manifest(&args.reference))?;
+    let manifest = &loaded.manifest;
+    let listing = Listing::of(manifest);
     if args.json {
         return output::json(&listing);
     }
@@ -129,10 +128,4 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         tracing::warn!("{path} is hidden: {}", refused.reason);
     }
     listing.table().print()
-}
-
-// WIRE: resolve the reference, then its manifest from the store.
-fn manifest(context: &Context, _reference: &BundleRef) -> Result<Arc<Manifest>> {
-    let _ = &context.config;
-    Err(Error::Internal("ls is not wired yet".into()))
 }

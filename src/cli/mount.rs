@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use super::logging::{self, Target, Verbosity};
-use super::shared::{Context, SourceArgs, given};
-use crate::config::{Overrides, value};
+use super::shared::{Context, SourceArgs, given, runtime};
+use crate::config::{self, Overrides, value};
 use crate::error::Error;
+use crate::mount::background::{self, Starter};
+use crate::mount::demo::Demo;
+use crate::mount::helper::{self, HelperCall, Setting};
+use crate::mount::{self, MountOptions, daemon, touch};
 use crate::reference::Namespace;
 
 /// Where bundles are mounted when nobody says where.
@@ -47,7 +51,7 @@ pub(super) struct Args {
 
     /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
     /// slower) [env: MUSHERFS_USER_XATTR], or NAME[=VALUE] for the options below
-    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 
     /// List this namespace even if nothing of it is cached; can be repeated
@@ -111,6 +115,7 @@ pub(super) enum Role {
 pub(super) struct Plan {
     /// Absolute.
     pub(super) mountpoint: PathBuf,
+    pub(super) options: MountOptions,
     pub(super) role: Role,
     pub(super) demo: bool,
     pub(super) verbosity: Verbosity,
@@ -120,16 +125,11 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(args: Args, verbosity: Verbosity) -> Result<Self, Failure> {
         let mut overrides = Overrides::default();
-        for option in args.options.iter().filter(|option| !option.is_empty()) {
-            let (name, text) = match option.split_once('=') {
-                Some((name, text)) => (name, Some(text)),
-                None => (option.as_str(), None),
-            };
-            set_option(&mut overrides, name, text)?;
-        }
+        let (options, settings) = helper::parse_options(&args.options).map_err(option_failure)?;
+        apply(&settings, &mut overrides)?;
         args.source.apply(&mut overrides)?;
         overrides.namespaces.extend(args.namespaces);
-        overrides.allow_other = given(args.allow_other).or(overrides.allow_other);
+        overrides.allow_other = given(args.allow_other || options.allow_other);
         overrides.deny_yanked = given(args.deny_yanked).or(overrides.deny_yanked);
         overrides.respect_removal = given(args.respect_removal).or(overrides.respect_removal);
         overrides.local_packs = given(args.local_packs).or(overrides.local_packs);
@@ -140,6 +140,7 @@ impl Plan {
 
         Ok(Self {
             mountpoint: absolute(&args.mountpoint)?,
+            options,
             role: match (args.foreground, args.daemon) {
                 (true, _) => Role::Foreground,
                 (false, true) => Role::Daemon,
@@ -151,29 +152,22 @@ impl Plan {
         })
     }
 
-    /// The plan for `mount -t fuse.musherfs SOURCE DIR -o …`, whose `settings` are the options
-    /// that are this program's own, without mount(8)'s.
-    #[allow(dead_code)] // called_by_machine is the caller.
-    pub(super) fn for_mount8(
-        api_url: Option<&str>,
-        mountpoint: &Path,
-        settings: &[(String, Option<String>)],
-        verbosity: Verbosity,
-    ) -> Result<Self, Failure> {
+    /// The plan for `mount -t fuse.musherfs SOURCE DIR -o …`.
+    fn for_mount8(call: HelperCall, role: Role) -> Result<Self, Failure> {
         let mut overrides = Overrides::default();
-        if let Some(text) = api_url {
+        if let Some(text) = &call.api_url {
             let url = value::url(text)
                 .map_err(|problem| Failure::usage(format!("cannot mount from it: {problem}")))?;
             overrides.api_url = Some(url);
         }
-        for (name, text) in settings {
-            set_option(&mut overrides, name, text.as_deref())?;
-        }
+        apply(&call.settings, &mut overrides)?;
+        overrides.allow_other = given(call.options.allow_other);
         Ok(Self {
-            mountpoint: absolute(mountpoint)?,
-            role: Role::Starter,
+            mountpoint: absolute(&call.dir)?,
+            options: call.options,
+            role,
             demo: false,
-            verbosity,
+            verbosity: Verbosity::new(call.verbose.into(), false),
             context: Context::load(overrides, None)?,
         })
     }
@@ -198,13 +192,19 @@ impl Plan {
 }
 
 /// An option that does nothing would be worse than none, so an unknown one is an error.
-fn set_option(overrides: &mut Overrides, name: &str, text: Option<&str>) -> Result<(), Failure> {
-    match overrides.set(name, text) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::usage(format!("there is no mount option `{name}`"))
-            .with_hint(Some("`musherfs mount --help` lists the options"))),
-        Err(problem) => Err(Failure::usage(format!("mount option `{name}`: {problem}"))),
+fn apply(settings: &[Setting], overrides: &mut Overrides) -> Result<(), Failure> {
+    for (name, text) in settings {
+        match overrides.set(name, text.as_deref()) {
+            Ok(true) => {}
+            Ok(false) => return Err(option_failure(format!("unknown mount option {name}"))),
+            Err(problem) => return Err(Failure::usage(format!("mount option {name}: {problem}"))),
+        }
     }
+    Ok(())
+}
+
+fn option_failure(problem: String) -> Failure {
+    Failure::usage(problem).with_hint(Some("`musherfs mount --help` lists the options"))
 }
 
 /// The background process has another working directory.
@@ -212,20 +212,146 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Error::io(path, error).into())
 }
 
+/// The word behind the arguments of mount(8) that makes the process the daemon of that call.
+const DAEMON_MARK: &str = "__daemon";
+
+/// What mount(8) expects of a helper: 1 for a wrong call, 32 for a mount that failed.
+const MOUNT8: (u8, u8) = (1, 32);
+
 /// Does what is asked for in another way than by a subcommand for people: by mount(8), which has
 /// its own conventions, or by this program itself. `None` if the arguments are for people.
-//
-// WIRE: mount::helper::parse_mount_helper → Plan::for_mount8 → run; mount::touch::SUBCOMMAND.
-pub(super) fn called_by_machine(_arguments: &[OsString]) -> Option<Result<(), Failure>> {
-    None
+pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Failure>> {
+    if arguments
+        .get(1)
+        .is_some_and(|argument| argument == touch::SUBCOMMAND)
+    {
+        return Some(touch_mount(arguments.get(2)));
+    }
+    let (arguments, role) = match arguments.split_last() {
+        Some((last, others)) if last == DAEMON_MARK => (others, Role::Daemon),
+        _ => (arguments, Role::Starter),
+    };
+    let call = helper::parse_mount_helper(arguments)?;
+    let wrong = |failure: Failure| Failure {
+        code: MOUNT8.0,
+        ..failure
+    };
+    let failed = |failure: Failure| match failure.code {
+        0 => failure,
+        _ => Failure {
+            code: MOUNT8.1,
+            ..failure
+        },
+    };
+    Some(match call {
+        Err(problem) => Err(Failure::text(MOUNT8.0, problem)),
+        Ok(call) if call.fake => Plan::for_mount8(call, role).map(drop).map_err(wrong),
+        Ok(call) => Plan::for_mount8(call, role)
+            .map_err(wrong)
+            .and_then(|plan| {
+                let again = arguments[1..].iter().cloned().chain([DAEMON_MARK.into()]);
+                run_with(plan, again.collect()).map_err(failed)
+            }),
+    })
 }
 
-// WIRE: Starter: mount::background::start; Daemon and Foreground: prepare, mount, serve, stay.
-pub(super) fn run(plan: &Plan) -> Result<(), Failure> {
+/// Touches somebody's mount for its daemon, which must not do that itself.
+fn touch_mount(dir: Option<&OsString>) -> Result<(), Failure> {
+    let dir = dir.ok_or_else(|| Failure::usage("which mount?"))?;
+    touch::warm_up(Path::new(dir)).map_err(|error| Error::io(dir, error).into())
+}
+
+pub(super) fn run(plan: Plan) -> Result<(), Failure> {
+    let mut again: Vec<OsString> = config::command_line().into_iter().skip(1).collect();
+    again.push("--__daemon".into());
+    run_with(plan, again)
+}
+
+/// Plays the plan's part; `again` are the arguments that make another process the daemon.
+fn run_with(plan: Plan, again: Vec<OsString>) -> Result<(), Failure> {
+    match plan.role {
+        Role::Starter => start(&plan, again),
+        Role::Foreground => serve(plan, None),
+        Role::Daemon => {
+            // First of all: it must not be done beside other threads.
+            let starter = Starter::take_over().map_err(|error| {
+                Failure::usage(format!("only for the background process: {error}"))
+            })?;
+            serve(plan, Some(starter))
+        }
+    }
+}
+
+fn start(plan: &Plan, again: Vec<OsString>) -> Result<(), Failure> {
     plan.start_log()?;
-    let _ = (&plan.mountpoint, plan.demo);
-    let _keys = plan.context.keys(&[""; 0]);
-    Err(Error::Internal("mount is not wired yet".into()).into())
+    let started = background::start(touch::this_program(), again, background::PATIENCE)?;
+    if !started.warmed_up {
+        tracing::warn!("the mount could not be warmed up; it works, with more requests");
+    }
+    tracing::info!(
+        "mounted on {}, served by process {}",
+        started.dir.display(),
+        started.pid
+    );
+    Ok(())
+}
+
+/// Mounts, serves, and tells the starter, if there is one, of whatever keeps it from that.
+fn serve(plan: Plan, starter: Option<Starter>) -> Result<(), Failure> {
+    let prepared = plan.start_log().and_then(|()| runtime());
+    let runtime = match prepared {
+        Ok(runtime) => runtime,
+        Err(failure) => return Err(tell(starter, failure)),
+    };
+    let ending = runtime.block_on(async {
+        match prepare(plan).await {
+            Ok((daemon, _demo)) => daemon::run(daemon, starter).await.map_err(Failure::from),
+            Err(failure) => Err(tell(starter, failure)),
+        }
+    });
+    // Downloads that nobody waits for any more, and reads of a disk that hangs.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ending.map(drop)
+}
+
+/// Everything that can fail before the mount is tried; the demo's registry lives as long as the
+/// returned guard.
+async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure> {
+    let demo = if plan.demo {
+        let demo = Demo::start().await?;
+        demo.adjust(&mut plan.context.config, &mut plan.context.directories);
+        Some(demo)
+    } else {
+        None
+    };
+    let client = plan.context.client()?;
+    let Context {
+        config,
+        directories,
+        ..
+    } = plan.context;
+    plan.options.allow_other = config.allow_other.value;
+    let daemon = daemon::Plan {
+        dir: plan.mountpoint,
+        options: plan.options,
+        client,
+        registry: config.api_url.to_string(),
+        user_xattr: config.user_xattr.value,
+        threads: config.threads.value,
+        runtime_dir: Some(directories.runtime),
+    };
+    Ok((daemon, demo))
+}
+
+fn tell(starter: Option<Starter>, failure: Failure) -> Failure {
+    if let Some(starter) = starter {
+        let _ = starter.failed(mount::Failure {
+            message: failure.message.clone(),
+            hint: failure.hint.clone(),
+            exit_code: failure.code,
+        });
+    }
+    failure
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -9,8 +10,12 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::logging::Verbosity;
 use super::output::{self, Align, Table};
-use crate::error::{Error, Result};
+use super::shared::runtime;
+use crate::error::Error;
+use crate::mount::StopSignals;
+use crate::publish::Publication;
 use crate::reference::VersionRef;
+use crate::registry::{Listed, Registry, Storage, samples};
 
 /// Longest reason for a yank, in bytes: it travels in answers and attributes.
 const MAX_REASON: usize = 1000;
@@ -93,6 +98,9 @@ struct Publish {
     /// The directory that has the musher.yaml
     #[arg(value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
+
+    #[command(flatten)]
+    actor: Actor,
 }
 
 /// Withdraw a version: no name, tag or range means it any more
@@ -229,42 +237,86 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
-// WIRE: open the storage, publish the samples, listen, `output::line("listening on http://…")`,
-// serve until SIGTERM or SIGINT. Warn when the address is not loopback and there is no token.
 fn serve(args: Serve) -> Result<(), Failure> {
-    let Serve {
-        root: _,
-        listen: _,
-        tokens: _,
-        samples: _,
-    } = args;
-    Err(unwired())
+    let storage = args.root.open()?;
+    if args.samples {
+        samples::publish_all(&storage)?;
+    }
+    let mut registry = Registry::new(Arc::new(storage));
+    for token in &args.tokens {
+        registry = registry.with_token(token);
+    }
+    if !args.listen.ip().is_loopback() && args.tokens.is_empty() {
+        tracing::warn!(
+            "everybody who reaches {} can read all public bundles",
+            args.listen
+        );
+    }
+    runtime()?.block_on(async {
+        let failed = |error| Failure::from(Error::io(format!("tcp:{}", args.listen), error));
+        let mut signals = StopSignals::listen(false).map_err(failed)?;
+        let listener = tokio::net::TcpListener::bind(args.listen)
+            .await
+            .map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        output::line(&format!("listening on http://{address}"))?;
+        let stop = async move {
+            let signal = signals.next().await;
+            tracing::info!(signal, "stopping");
+        };
+        crate::registry::serve(listener, registry, stop)
+            .await
+            .map_err(failed)
+    })
 }
 
-// WIRE: crate::publish reads the directory, the storage publishes it; warnings to tracing.
 fn publish(args: &Publish) -> Result<VersionRef, Failure> {
-    let _ = (&args.root.path, &args.bundle);
-    Err(unwired())
+    let publication = Publication::read(&args.bundle)?;
+    for warning in publication.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(args.root.open()?.publish(&publication, &args.actor.name)?)
 }
 
-// WIRE
 fn yank(args: &Yank) -> Result<(), Failure> {
-    let _ = (&args.root, &args.reference, &args.reason, &args.actor.name);
-    Err(unwired())
+    let storage = args.root.open()?;
+    if !storage.yank(&args.reference, &args.reason, &args.actor.name)? {
+        tracing::warn!(
+            "{} was yanked before; its first reason stays",
+            args.reference
+        );
+    }
+    Ok(())
 }
 
-// WIRE
 fn unyank(args: &Unyank) -> Result<(), Failure> {
-    let _ = (&args.root, &args.reference, &args.actor.name);
-    Err(unwired())
+    let storage = args.root.open()?;
+    if !storage.unyank(&args.reference, &args.actor.name)? {
+        tracing::warn!("{} is not yanked", args.reference);
+    }
+    Ok(())
 }
 
-// WIRE: one row a version, sorted.
 fn rows(root: &Root) -> Result<Vec<Row>, Failure> {
-    let _ = &root.path;
-    Err(unwired())
+    let listing = root.open()?.list()?;
+    for damage in &listing.damaged {
+        tracing::warn!("{} is damaged: {}", damage.path.display(), damage.reason);
+    }
+    let row = |listed: &Listed| Row {
+        namespace: listed.release.reference.bundle.namespace.to_string(),
+        slug: listed.release.reference.bundle.slug.to_string(),
+        version: listed.release.reference.version.to_string(),
+        state: listed.state.current.state.clone(),
+        visibility: listed.release.stored.visibility.clone(),
+        asset_count: listed.release.stored.assets.len(),
+        total_size: listed.release.size(),
+        published_at: listed.release.stored.created_at.to_string(),
+    };
+    Ok(listing.versions.iter().map(row).collect())
 }
 
-fn unwired() -> Failure {
-    Error::Internal("registry is not wired yet".into()).into()
+impl Root {
+    fn open(&self) -> Result<Storage, Failure> {
+        Ok(Storage::open(&self.path)?)
+    }
 }

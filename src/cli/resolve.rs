@@ -4,10 +4,9 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::output;
-use super::shared::{Context, SourceArgs};
-use crate::error::{Error, Result};
-use crate::manifest::{Info, State};
-use crate::reference::{BundleRef, VersionRef};
+use super::shared::{SourceArgs, runtime};
+use crate::manifest::State;
+use crate::reference::BundleRef;
 
 /// Print which version a name, tag or range means
 #[derive(clap::Args)]
@@ -45,7 +44,9 @@ struct Resolved<'a> {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let context = args.source.context()?;
     context.log_warnings();
-    let (id, info) = resolve(&context, &args.reference)?;
+    let client = context.client()?;
+    let loaded = runtime()?.block_on(client.manifest(&args.reference))?;
+    let (id, info) = (loaded.manifest.id(), loaded.manifest.info());
     if args.json {
         return output::json(&Resolved {
             reference: args.reference.to_string(),
@@ -61,10 +62,4 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         tracing::warn!("{id} is yanked");
     }
     output::line(&id.to_string())
-}
-
-// WIRE: ask the resolver.
-fn resolve(context: &Context, _reference: &BundleRef) -> Result<(VersionRef, Info)> {
-    let _ = &context.config;
-    Err(Error::Internal("resolve is not wired yet".into()))
 }

@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 
 use super::failure::Failure;
+use crate::client::{self, Client};
 use crate::config::{Config, Overrides, value};
 use crate::credentials::{ApiKey, KeyChain, KeyOrigin, given_key};
+use crate::error::Error;
 use crate::paths::Directories;
 
 /// Where bundles come from. Not `Debug`: a key may be among them.
@@ -72,6 +74,16 @@ impl SourceArgs {
     }
 }
 
+/// A runtime for the network: a few threads, since they mostly wait.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("musherfs")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Internal(format!("no runtime: {error}")).into())
+}
+
 /// A switch on the command line can only say yes; not giving it leaves the question open.
 pub(super) fn given(switch: bool) -> Option<bool> {
     switch.then_some(true)
@@ -98,7 +110,7 @@ impl Context {
 
     /// Where to look for the key of the registry, whose directory names in the shared cache are
     /// `host_ids`, best first.
-    pub(super) fn keys(&self, host_ids: &[impl AsRef<str>]) -> KeyChain {
+    fn keys(&self, host_ids: &[impl AsRef<str>]) -> KeyChain {
         KeyChain::new(
             self.given_key.clone(),
             self.config.api_key_file.value.clone(),
@@ -106,6 +118,22 @@ impl Context {
             &self.config.api_url,
             host_ids,
         )
+    }
+
+    /// Everything that is needed to ask the registry and the cache. Contacts nobody.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        let host = client::host_of(&self.config)?;
+        let mut hosts = vec![host.as_str().to_owned()];
+        hosts.extend(
+            host.legacy_spellings()
+                .iter()
+                .map(|host| host.as_str().to_owned()),
+        );
+        Ok(Client::new(
+            &self.config,
+            &self.directories,
+            self.keys(&hosts),
+        )?)
     }
 
     /// Logs what had to be ignored on the way. For when there is a log.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::failure::Failure;
 use super::mount::DEFAULT_MOUNTPOINT;
-use crate::error::Error;
+use crate::mount::{How, unmount_command};
 
 /// Unmount
 ///
@@ -25,12 +25,13 @@ pub(super) struct Args {
     pub(super) force: bool,
 }
 
-// WIRE: crate::mount's unmount_command; a busy mount's holders are in its error.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let Args {
-        mountpoint: _,
-        lazy: _,
-        force: _,
-    } = args;
-    Err(Error::Internal("umount is not wired yet".into()).into())
+    let how = match (args.lazy, args.force) {
+        (_, true) => How::Force,
+        (true, _) => How::Lazy,
+        _ => How::Plain,
+    };
+    let dir = unmount_command(&args.mountpoint, how)?;
+    tracing::info!("unmounted {}", dir.display());
+    Ok(())
 }

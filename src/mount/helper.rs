@@ -75,8 +75,11 @@ const IGNORED_PREFIXES: &[&str] = &["x-", "X-", "comment=", "helper=", "uhelper=
 
 const LABELS: &[&str] = &["context", "defcontext", "fscontext", "rootcontext"];
 
+/// One of our own settings: its name, and its value where [`SETTINGS`] says so.
+pub type Setting = (String, Option<String>);
+
 /// A call by mount(8).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HelperCall {
     /// The registry's URL, if the source is one.
     pub api_url: Option<String>,
@@ -85,7 +88,7 @@ pub struct HelperCall {
     /// What concerns the mount itself; its `source` is what was given.
     pub options: MountOptions,
     /// Our own options in the order given, with a value where [`SETTINGS`] says so.
-    pub settings: Vec<(String, Option<String>)>,
+    pub settings: Vec<Setting>,
     /// `-v`.
     pub verbose: bool,
     /// `-f`: check everything, mount nothing.
@@ -203,6 +206,20 @@ fn parse(args: &[OsString]) -> Result<HelperCall, String> {
     Ok(call)
 }
 
+/// Reads option strings as they follow `-o`, in fstab and on the command line of `musherfs mount`:
+/// what concerns the mount itself, and our own settings in the order given.
+///
+/// # Errors
+///
+/// Says what is wrong, in a sentence for the user.
+pub fn parse_options(lists: &[String]) -> Result<(MountOptions, Vec<Setting>), String> {
+    let mut call = HelperCall::default();
+    for option in lists.iter().flat_map(|list| split(list)) {
+        take(&option, &mut call)?;
+    }
+    Ok((call.options, call.settings))
+}
+
 /// Splits at commas outside of double quotes; quotes are removed.
 fn split(list: &str) -> Vec<String> {
     let mut options = vec![String::new()];
@@ -245,7 +262,8 @@ fn take(option: &str, call: &mut HelperCall) -> Result<(), String> {
                 .push((label.to_owned(), value.to_owned()));
         }
         _ => {
-            if let Some((_, takes_value)) = SETTINGS.iter().find(|(known, _)| *known == name) {
+            let spelt = name.replace('-', "_");
+            if let Some((name, takes_value)) = SETTINGS.iter().find(|(known, _)| *known == spelt) {
                 return match (takes_value, value) {
                     (true, None | Some("")) => {
                         Err(format!("the mount option {name} needs a value"))
@@ -253,7 +271,7 @@ fn take(option: &str, call: &mut HelperCall) -> Result<(), String> {
                     (false, Some(_)) => Err(format!("the mount option {name} takes no value")),
                     _ => {
                         let value = value.map(str::to_owned);
-                        call.settings.push((name.to_owned(), value));
+                        call.settings.push(((*name).to_owned(), value));
                         Ok(())
                     }
                 };
