@@ -276,6 +276,15 @@ fn private_bundles_open_with_either_kind_of_credentials() {
             assert_eq!(answer.status, 200, "{path} {authorization}");
         }
     }
+    // What container tools send when nobody logged in: a colon.
+    let nobody = [("authorization", "Basic Og==")];
+    let open = "/v2/acme/open/manifests/1.0.0";
+    assert_eq!(registry.ask("GET", open, &nobody).unwrap().status, 200);
+    assert_eq!(
+        registry.ask("GET", &private[0], &nobody).unwrap().status,
+        401
+    );
+
     for authorization in [
         "Bearer wrong",
         "Basic X3Rva2VuOndyb25n",

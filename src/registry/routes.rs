@@ -1,4 +1,4 @@
-//! From a URL to an answer: parsing, admission, problems and pages.
+//! From a URL to an answer: parsing, admission and problems.
 //!
 //! Routes are matched by hand: `{slug}:resolve` and `{version}:pull` end a segment with a verb, and
 //! an asset's path may arrive as many segments or as one with `%2F`; neither fits a router's
@@ -10,8 +10,10 @@
 
 mod hub;
 mod namespaces;
+mod request;
 
-use std::ops::Range;
+pub(super) use request::{Caller, Request};
+
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -23,16 +25,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::Registry;
 use super::oci::{self, OciRoute};
-use super::storage::{Release, StoredAsset};
-use super::{Registry, Token};
+use super::storage::StoredAsset;
 use crate::error::Error;
-use crate::reference::{BundleId, Namespace, Selector};
-
-/// How many items a page has unless the caller says otherwise.
-const PAGE: usize = 20;
-/// The most items a page has; more are not refused but cut.
-const MAX_PAGE: usize = 100;
+use crate::reference::{BundleId, Namespace};
 
 /// What a request is about; for logs and for tests that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,172 +196,6 @@ impl Route {
     }
 }
 
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// Without a key, or where no key could be right.
-    Anonymous,
-    /// With a key that is none of ours.
-    Rejected,
-    /// With a token.
-    Known,
-}
-
-impl Caller {
-    fn of(headers: &HeaderMap, tokens: &[Token]) -> Self {
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
-            return Self::Anonymous;
-        };
-        if tokens.is_empty() {
-            return Self::Anonymous;
-        }
-        match value.to_str().ok().and_then(presented) {
-            Some(secret) if tokens.contains(&Token::new(&secret)) => Self::Known,
-            _ => Self::Rejected,
-        }
-    }
-}
-
-/// The secret in `Bearer SECRET`, or in `Basic` with any user name.
-fn presented(authorization: &str) -> Option<String> {
-    let (scheme, rest) = authorization.split_once(' ')?;
-    let rest = rest.trim();
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return Some(rest.to_owned());
-    }
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let decoded = String::from_utf8(base64(rest)?).ok()?;
-    Some(decoded.split_once(':')?.1.to_owned())
-}
-
-/// Decodes standard base64; one header is no reason for a dependency.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut count) = (0u32, 0);
-    for symbol in text.trim_end_matches('=').bytes() {
-        let value = match symbol {
-            b'A'..=b'Z' => symbol - b'A',
-            b'a'..=b'z' => symbol - b'a' + 26,
-            b'0'..=b'9' => symbol - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff).ok()?);
-        }
-    }
-    Some(bytes)
-}
-
-/// A request as the answering side sees it.
-pub(super) struct Request {
-    pub(super) caller: Caller,
-    path: String,
-    query: Vec<(String, String)>,
-    range: Option<String>,
-}
-
-impl Request {
-    /// The first value of a query parameter; an empty one counts as absent.
-    pub(super) fn query(&self, name: &str) -> Option<&str> {
-        self.query
-            .iter()
-            .find(|(key, value)| key == name && !value.is_empty())
-            .map(|(_, value)| value.as_str())
-    }
-
-    /// Whether the caller may know that the version exists.
-    pub(super) fn may_see(&self, release: &Release) -> bool {
-        release.is_public() || self.caller == Caller::Known
-    }
-
-    /// The range of a body of `len` bytes that is asked for: `None` for all of it, `Some(None)` if
-    /// it cannot be satisfied. Several ranges count as none, which HTTP allows.
-    pub(super) fn range(&self, len: usize) -> Option<Option<Range<usize>>> {
-        let spec = self.range.as_deref()?.strip_prefix("bytes=")?;
-        let (from, to) = spec.split_once('-')?;
-        let number = |text: &str| text.trim().parse::<usize>().ok();
-        let (start, end) = match (number(from), number(to)) {
-            (Some(from), Some(to)) if from > to => return None,
-            (Some(from), Some(to)) => (from, to.saturating_add(1).min(len)),
-            (Some(from), None) if to.trim().is_empty() => (from, len),
-            (None, Some(last)) if from.trim().is_empty() => (len - last.min(len), len),
-            _ => return None,
-        };
-        Some((start < end).then_some(start..end))
-    }
-
-    /// What `version=` and `digest=` select; `latest` without both.
-    fn selector(&self) -> Result<Selector, Problem> {
-        let digest = match self.query("digest") {
-            None => None,
-            Some(text) => Some(
-                text.parse()
-                    .map_err(|error| Problem::invalid(format!("digest: {error}")))?,
-            ),
-        };
-        match (self.query("version"), digest) {
-            (_, Some(digest)) => Ok(Selector::Digest(digest)),
-            (None, None) => Ok(Selector::Latest),
-            (Some(version), None) => version
-                .parse()
-                .map_err(|error| Problem::invalid(format!("version: {error}"))),
-        }
-    }
-
-    /// Cuts one page out of `keys`. The cursor is the last key of the page before; `item` may drop
-    /// a key that the caller must not see.
-    fn page<K: ToString>(
-        &self,
-        keys: &[K],
-        mut item: impl FnMut(&K) -> Result<Option<Value>, Problem>,
-    ) -> Result<Value, Problem> {
-        let limit = match self.query("limit").map(str::parse::<usize>) {
-            None => PAGE,
-            Some(Ok(limit)) if limit > 0 => limit.min(MAX_PAGE),
-            Some(_) => return Err(Problem::invalid("limit: not a positive number")),
-        };
-        let start = match self.query("cursor") {
-            None => 0,
-            Some(cursor) => keys
-                .iter()
-                .position(|key| cursor_of(key) == cursor)
-                .map(|position| position + 1)
-                .ok_or_else(|| Problem::bad_request("cursor: not one of this list"))?,
-        };
-        let mut data = Vec::new();
-        let mut last = None;
-        let mut next = None;
-        for key in &keys[start..] {
-            let Some(value) = item(key)? else { continue };
-            if data.len() == limit {
-                next = last;
-                break;
-            }
-            data.push(value);
-            last = Some(cursor_of(key));
-        }
-        Ok(json!({
-            "data": data,
-            "meta": { "hasMore": next.is_some(), "nextCursor": next },
-        }))
-    }
-}
-
-/// Opaque: hex, so that no client has to escape it.
-fn cursor_of(key: &impl ToString) -> String {
-    key.to_string()
-        .bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 /// A request that fails, as the API reports it.
 #[derive(Debug)]
 struct Problem {
@@ -447,17 +278,7 @@ async fn handle(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let request = Request {
-        caller: Caller::of(&headers, &registry.tokens),
-        path: uri.path().to_owned(),
-        query: url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
-            .into_owned()
-            .collect(),
-        range: headers
-            .get(header::RANGE)
-            .and_then(|range| range.to_str().ok())
-            .map(str::to_owned),
-    };
+    let request = Request::new(&uri, &headers, &registry.tokens);
     let route = Route::parse(&request.path);
     let kind = route.as_ref().map_or(RouteKind::Unknown, Route::kind);
     let mut response = if oci::allows(&method) {

@@ -204,6 +204,7 @@ pub struct Storage {
     durable: bool,
     // Held only to look up or insert, never while a file is read.
     manifests: Mutex<lru::LruCache<PathBuf, (Stamp, Arc<Release>)>>,
+    reported: Mutex<HashSet<PathBuf>>,
 }
 
 impl Storage {
@@ -226,6 +227,7 @@ impl Storage {
             root,
             durable: true,
             manifests: Mutex::new(lru::LruCache::new(KEPT_MANIFESTS)),
+            reported: Mutex::default(),
         };
         storage.sweep_temporaries();
         Ok(storage)
@@ -287,7 +289,7 @@ impl Storage {
                 Ok(Some(listed)) => listing.versions.push(listed),
                 Ok(None) => {}
                 Err(damage) => {
-                    tracing::warn!(path = %damage.path.display(), reason = damage.reason, "version hidden");
+                    self.report(&damage);
                     listing.damaged.push(damage);
                 }
             }
@@ -298,7 +300,7 @@ impl Storage {
     /// One version; `None` if it does not exist or is damaged.
     pub fn version(&self, reference: &VersionRef) -> Option<Listed> {
         self.listed(reference).unwrap_or_else(|damage| {
-            tracing::warn!(path = %damage.path.display(), reason = damage.reason, "version hidden");
+            self.report(&damage);
             None
         })
     }
@@ -361,6 +363,14 @@ impl Storage {
                 tracing::warn!(path = %path.display(), %error, "tags ignored");
                 BTreeMap::new()
             }
+        }
+    }
+
+    /// Logs damage once a file, however often it is come across.
+    fn report(&self, damage: &Damage) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.insert(damage.path.clone()) {
+            tracing::warn!(path = %damage.path.display(), reason = damage.reason, "version hidden");
         }
     }
 

@@ -1,6 +1,8 @@
 //! Parsing, which needs no server.
 
+use super::request::{base64, presented};
 use super::*;
+use crate::registry::Token;
 
 #[test]
 fn kinds_are_told_from_paths() {
