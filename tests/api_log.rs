@@ -60,7 +60,7 @@ fn source(server: &FaultServer) -> ApiSource {
     };
     ApiSource::new(ApiSettings {
         base: server.url().parse().unwrap(),
-        keys: KeyChain::fixed(ApiKey::new(KEY.into()).unwrap()),
+        keys: KeyChain::fixed(ApiKey::new(KEY).unwrap()),
         http: HttpClient::with_timing(&HttpSettings::default(), timing).unwrap(),
     })
     .unwrap()

@@ -414,14 +414,15 @@ mod tests {
 
     #[test]
     fn mount8_gives_a_registry_and_settings() {
-        let settings = [
-            ("namespace".to_owned(), Some("acme".to_owned())),
-            ("user_xattr".to_owned(), None),
+        let arguments = [
+            "mount.musherfs",
+            "https://registry.test",
+            "/mnt/m",
+            "-o",
+            "rw,dev,namespace=acme,user_xattr",
         ];
-        let dir = Path::new("/mnt/m");
-        let verbosity = Verbosity::default();
-        let plan =
-            Plan::for_mount8(Some("https://registry.test"), dir, &settings, verbosity).unwrap();
+        let call = helper::parse_mount_helper(&arguments.map(OsString::from));
+        let plan = Plan::for_mount8(call.unwrap().unwrap(), Role::Starter).unwrap();
         assert_eq!(plan.role, Role::Starter);
         assert_eq!(
             plan.context.config.api_url.as_str(),

@@ -13,7 +13,7 @@ use super::output::{self, Align, Table};
 use super::shared::runtime;
 use crate::error::Error;
 use crate::mount::StopSignals;
-use crate::publish::Publication;
+use crate::publish::{Publication, Visibility};
 use crate::reference::VersionRef;
 use crate::registry::{Listed, Registry, Storage, samples};
 
@@ -239,6 +239,8 @@ fn table(rows: &[Row]) -> Table {
 
 fn serve(args: Serve) -> Result<(), Failure> {
     let storage = args.root.open()?;
+    let swept = storage.sweep()?;
+    tracing::debug!(?swept, "removed what unfinished publishes left behind");
     if args.samples {
         samples::publish_all(&storage)?;
     }
@@ -274,6 +276,12 @@ fn publish(args: &Publish) -> Result<VersionRef, Failure> {
     let publication = Publication::read(&args.bundle)?;
     for warning in publication.warnings() {
         tracing::warn!("{warning}");
+    }
+    if publication.visibility == Visibility::Private {
+        tracing::warn!(
+            "{} is private: only holders of a token will see it",
+            publication.reference
+        );
     }
     Ok(args.root.open()?.publish(&publication, &args.actor.name)?)
 }

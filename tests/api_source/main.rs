@@ -51,7 +51,7 @@ fn source(server: &FaultServer, keys: KeyChain) -> ApiSource {
 }
 
 fn keyed(server: &FaultServer) -> ApiSource {
-    source(server, KeyChain::fixed(ApiKey::new(KEY.into()).unwrap()))
+    source(server, KeyChain::fixed(ApiKey::new(KEY).unwrap()))
 }
 
 fn keyless(server: &FaultServer) -> ApiSource {

@@ -246,7 +246,7 @@ async fn a_base_path_is_kept_and_credentials_in_the_url_are_refused() {
     )]);
     let settings = |base: &str| ApiSettings {
         base: base.parse().unwrap(),
-        keys: KeyChain::fixed(ApiKey::new(KEY.into()).unwrap()),
+        keys: KeyChain::fixed(ApiKey::new(KEY).unwrap()),
         http: http(),
     };
     let base = format!("{}/registry/?x=1#y", server.url());

@@ -1,4 +1,5 @@
-//! What several test programs share.
+//! What several test programs share; each uses a part of it.
+#![allow(dead_code)]
 
 pub(crate) mod fault_server;
 pub(crate) mod fuse;
