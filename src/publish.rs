@@ -11,6 +11,7 @@
 //!
 //! Every refusal is a [`PublishError`] with a hint. Nothing is written before all checks passed.
 
+pub mod artifact;
 mod definition;
 
 use std::collections::{BTreeMap, HashSet};

@@ -14,9 +14,11 @@
 
 mod problem;
 mod retry;
+mod upload;
 mod wire;
 
 pub use retry::Timing;
+pub use upload::{Exchange, target};
 
 use std::borrow::Cow;
 use std::path::PathBuf;
