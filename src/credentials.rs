@@ -14,6 +14,7 @@
 //! A key in a file that others can read is no secret, so such a file is not used, as in the other
 //! Musher tools. Keys are never printed: `Debug` of everything here hides them.
 
+pub mod docker;
 mod file;
 #[cfg(feature = "keyring")]
 mod keyring;

@@ -25,6 +25,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
@@ -80,6 +82,22 @@ impl Authorization {
     pub fn bearer(token: &str) -> Result<Self> {
         let header = HeaderValue::from_str(&format!("Bearer {token}"));
         Self::new(header, token)
+    }
+
+    /// `Basic` credentials.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a user name with a colon.
+    pub fn basic(user: &str, password: &str) -> Result<Self> {
+        if user.contains(':') {
+            return Err(Error::Config(
+                "a user name must not contain a colon".to_owned(),
+            ));
+        }
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        let header = HeaderValue::from_str(&format!("Basic {pair}"));
+        Self::new(header, password)
     }
 
     fn new(
@@ -254,6 +272,18 @@ impl HttpClient {
         Self {
             permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             ..self.clone()
+        }
+    }
+
+    /// The same client for a source that others stand in for: one attempt, since the next source is
+    /// a better second one.
+    pub fn impatient(&self) -> Self {
+        Self {
+            timing: Timing {
+                attempts: 1,
+                ..self.timing
+            },
+            ..self.for_source()
         }
     }
 

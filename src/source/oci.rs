@@ -1,0 +1,5 @@
+//! OCI registries.
+
+pub mod auth;
+pub mod model;
+pub mod reference;
