@@ -13,6 +13,8 @@
 
 pub mod artifact;
 mod definition;
+pub mod layout;
+pub mod oci;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
