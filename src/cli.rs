@@ -15,12 +15,15 @@ pub mod logging;
 mod ls;
 mod man;
 mod mount;
+mod oci;
 mod output;
+mod publish;
 mod registry;
 mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod yank;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -96,6 +99,9 @@ enum Command {
     Resolve(resolve::Args),
     Status(status::Args),
     Cache(cache::Args),
+    Publish(publish::Args),
+    Yank(yank::YankArgs),
+    Unyank(yank::UnyankArgs),
     Registry(registry::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -139,6 +145,18 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Cache(args) => {
             logging::init_command(verbosity)?;
             cache::run(&args)
+        }
+        Command::Publish(args) => {
+            logging::init_command(verbosity)?;
+            publish::run(&args)
+        }
+        Command::Yank(args) => {
+            logging::init_command(verbosity)?;
+            yank::yank(&args)
+        }
+        Command::Unyank(args) => {
+            logging::init_command(verbosity)?;
+            yank::unyank(&args)
         }
         Command::Registry(args) => {
             logging::init_command(args.verbosity(verbosity))?;

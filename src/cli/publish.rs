@@ -6,11 +6,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::oci::OciArgs;
 use super::output;
-use super::shared::{SourceArgs, runtime};
+use super::shared::runtime;
 use crate::publish::Publication;
 use crate::publish::oci::{Commit, Progress, PushOptions, Pushed, Tag, push};
-use crate::reference::BundleId;
+use crate::reference::{BundleId, VersionRef};
 
 /// Publish a directory with a musher.yaml to an OCI registry
 ///
@@ -30,7 +31,7 @@ pub(super) struct Args {
     options: PushArgs,
 
     #[command(flatten)]
-    source: SourceArgs,
+    oci: OciArgs,
 }
 
 /// What can be said about a push, here and below `registry`.
@@ -48,6 +49,29 @@ pub(super) struct PushArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+impl PushArgs {
+    /// Refuses what only an OCI registry can do.
+    pub(super) fn check_for_directory(&self) -> Result<(), Failure> {
+        if self.tags.is_empty() && self.mount_from.is_none() {
+            return Ok(());
+        }
+        Err(Failure::usage("--tag and --mount-from need --oci"))
+    }
+
+    /// Prints what was published to a directory.
+    pub(super) fn print_published(&self, reference: &VersionRef) -> Result<(), Failure> {
+        if !self.json {
+            return output::line(&reference.to_string());
+        }
+        output::json(&serde_json::json!({
+            "ref": reference.to_string(),
+            "namespace": reference.bundle.namespace.as_str(),
+            "slug": reference.bundle.slug.as_str(),
+            "version": reference.version.as_str(),
+        }))
+    }
 }
 
 /// What `--json` prints.
@@ -72,14 +96,12 @@ struct Row<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    publish(&args.bundle, &args.options, &args.source)
+    publish(&args.bundle, &args.options, &args.oci)
 }
 
 /// Publishes the bundle in `dir` and prints what came of it.
-pub(super) fn publish(dir: &Path, args: &PushArgs, source: &SourceArgs) -> Result<(), Failure> {
-    let context = source.context()?;
-    context.log_warnings();
-    let remote = context.oci_remote()?;
+pub(super) fn publish(dir: &Path, args: &PushArgs, oci: &OciArgs) -> Result<(), Failure> {
+    let remote = oci.remote()?;
     let publication = Publication::read(dir)?;
     for warning in publication.warnings() {
         tracing::warn!("{warning}");
@@ -96,7 +118,10 @@ pub(super) fn publish(dir: &Path, args: &PushArgs, source: &SourceArgs) -> Resul
     bar.clear();
     let pushed = pushed?;
     if pushed.existed {
-        tracing::warn!("{} is already published, with the same content", pushed.reference);
+        tracing::warn!(
+            "{} is already published, with the same content",
+            pushed.reference
+        );
     }
     if args.json {
         return output::json(&row(&publication, &pushed));

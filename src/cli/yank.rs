@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::oci::OciArgs;
 use super::output;
-use super::shared::{SourceArgs, runtime};
+use super::shared::runtime;
 use crate::manifest::State;
 use crate::publish::oci::{Recorded, set_state};
 use crate::reference::VersionRef;
@@ -31,7 +32,7 @@ pub(super) struct YankArgs {
     actor: ActorArg,
 
     #[command(flatten)]
-    source: SourceArgs,
+    oci: OciArgs,
 }
 
 /// Take a yank in an OCI registry back
@@ -44,7 +45,7 @@ pub(super) struct UnyankArgs {
     actor: ActorArg,
 
     #[command(flatten)]
-    source: SourceArgs,
+    oci: OciArgs,
 }
 
 #[derive(clap::Args)]
@@ -98,7 +99,7 @@ pub(super) fn reason(text: &str) -> Result<String, String> {
 
 pub(super) fn yank(args: &YankArgs) -> Result<(), Failure> {
     let recorded = change(
-        &args.source,
+        &args.oci,
         &args.version.reference,
         State::Yanked,
         Some(&args.reason),
@@ -109,7 +110,7 @@ pub(super) fn yank(args: &YankArgs) -> Result<(), Failure> {
 
 pub(super) fn unyank(args: &UnyankArgs) -> Result<(), Failure> {
     let recorded = change(
-        &args.source,
+        &args.oci,
         &args.version.reference,
         State::Published,
         None,
@@ -134,15 +135,13 @@ impl VersionArg {
 
 /// Sets a version's state in the OCI registry that the settings name.
 pub(super) fn change(
-    source: &SourceArgs,
+    oci: &OciArgs,
     reference: &VersionRef,
     state: State,
     reason: Option<&str>,
     actor: &ActorArg,
 ) -> Result<Recorded, Failure> {
-    let context = source.context()?;
-    context.log_warnings();
-    let remote = context.oci_remote()?;
+    let remote = oci.remote()?;
     let change = set_state(&remote, reference, state, reason, &actor.name);
     let recorded = runtime()?.block_on(change)?;
     if !recorded.changed {
