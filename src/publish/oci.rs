@@ -28,6 +28,7 @@ mod upload;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -48,6 +49,10 @@ pub use upload::Sent;
 
 /// How many blobs are on their way at the same time.
 const AT_ONCE: usize = 16;
+/// How often a manifest is offered whose blobs the registry does not find, although it has them.
+const MANIFEST_ATTEMPTS: u32 = 4;
+/// How long to wait before the second time; the third comes after twice as long, and so on.
+const SETTLING: Duration = Duration::from_millis(250);
 
 const LICENSES: &str = "org.opencontainers.image.licenses";
 const SOURCE: &str = "org.opencontainers.image.source";
@@ -294,11 +299,27 @@ pub async fn push(
             mount_from: from.as_ref(),
             progress,
         };
-        blobs
-            .send(publication, &artifact, &mut pushed)
-            .await
-            .map_err(failed)?;
-        let written = write_version(remote, &repository, &tag, &artifact, reference).await?;
+        let mut attempt = 1;
+        let written = loop {
+            let counted = blobs.send(publication, &artifact).await.map_err(failed)?;
+            if attempt == 1 {
+                (pushed.found, pushed.mounted) = (counted.found, counted.mounted);
+            }
+            pushed.uploaded += counted.uploaded;
+            pushed.uploaded_bytes += counted.uploaded_bytes;
+            match write_version(remote, &repository, &tag, &artifact, reference).await {
+                // Another publisher's upload of a blob is visible before it is complete in some
+                // registries: looked at again, the blob is there, or is sent.
+                Err(PushError::Failed {
+                    error: Error::Rejected { .. } | Error::NotFound { .. },
+                    ..
+                }) if attempt < MANIFEST_ATTEMPTS => {
+                    tokio::time::sleep(SETTLING * attempt).await;
+                    attempt += 1;
+                }
+                outcome => break outcome?,
+            }
+        };
         pushed.existed = written.existed;
         pushed.digest = written.digest;
         bytes = written.bytes;
@@ -365,6 +386,15 @@ async fn write_version(
     }
 }
 
+/// How blobs got to where they should be.
+#[derive(Default)]
+struct Counted {
+    found: u64,
+    mounted: u64,
+    uploaded: u64,
+    uploaded_bytes: u64,
+}
+
 /// Where blobs go.
 struct Blobs<'a> {
     remote: &'a Remote,
@@ -374,13 +404,9 @@ struct Blobs<'a> {
 }
 
 impl Blobs<'_> {
-    /// Sends all that is not there, and counts it in `pushed`.
-    async fn send(
-        &self,
-        publication: &Publication,
-        artifact: &Artifact,
-        pushed: &mut Pushed,
-    ) -> Result<(), Error> {
+    /// Sends all that is not there.
+    async fn send(&self, publication: &Publication, artifact: &Artifact) -> Result<Counted, Error> {
+        let mut counted = Counted::default();
         let mut blobs = distinct_blobs(publication);
         blobs.push((artifact.config_digest(), artifact.config().clone()));
         (self.progress)(Progress::Planned {
@@ -398,16 +424,16 @@ impl Blobs<'_> {
             .buffer_unordered(AT_ONCE);
         while let Some((sent, bytes)) = sending.try_next().await? {
             match sent {
-                Sent::Found => pushed.found += 1,
-                Sent::Mounted => pushed.mounted += 1,
+                Sent::Found => counted.found += 1,
+                Sent::Mounted => counted.mounted += 1,
                 Sent::Uploaded => {
-                    pushed.uploaded += 1;
-                    pushed.uploaded_bytes += bytes;
+                    counted.uploaded += 1;
+                    counted.uploaded_bytes += bytes;
                 }
             }
             (self.progress)(Progress::Blob { bytes, sent });
         }
-        Ok(())
+        Ok(counted)
     }
 }
 
