@@ -333,8 +333,10 @@ impl Fs {
     /// are looked up; whoever holds a directory keeps it.
     fn known(&self, root: u64, tagged: &Tagged) -> Option<Arc<Loaded>> {
         let loaded = self.store.held_now(&tagged.version)?;
-        // A pack that was packed again is another node: the old one's content is gone.
-        let is_same = !tagged.host.is_local() || self.inodes.version(&loaded) == root;
+        // A pack that was packed again is another node: the old one's content is gone. So is a pack
+        // that took the place of the registry's version.
+        let is_same = loaded.host == tagged.host
+            && (!tagged.host.is_local() || self.inodes.version(&loaded) == root);
         is_same.then_some(loaded)
     }
 
