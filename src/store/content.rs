@@ -42,13 +42,17 @@ pub const FAILURE_MEMORY: Duration = Duration::from_secs(2);
 /// larger ones (half a millisecond a MiB) in a task.
 const HASH_INLINE: u64 = 1 << 20;
 
+/// What a blob is expected to be. With its size, because a manifest that lies about one must not
+/// spoil the file for those that do not.
+type Expected = (Digest, u64);
+
 /// What the store knows about blobs.
 pub(super) struct Content {
     kept: Kept,
     /// Which source the blobs fetched in this session came from; the last few thousand.
     origins: Mutex<LruCache<Digest, Arc<str>>>,
-    flights: SingleFlight<Digest, Result<Verified>>,
-    failures: Mutex<LruCache<Digest, (Instant, Error)>>,
+    flights: SingleFlight<Expected, Result<Verified>>,
+    failures: Mutex<LruCache<Expected, (Instant, Error)>>,
 }
 
 impl Default for Content {
@@ -66,9 +70,13 @@ impl Default for Content {
 }
 
 impl Content {
-    fn recent_failure(&self, digest: &Digest) -> Option<Error> {
+    fn remember_failure(&self, blob: Expected, error: &Error) {
+        lock(&self.failures).put(blob, (Instant::now(), error.clone()));
+    }
+
+    fn recent_failure(&self, blob: &Expected) -> Option<Error> {
         let failures = lock(&self.failures);
-        let (at, error) = failures.peek(digest)?;
+        let (at, error) = failures.peek(blob)?;
         (at.elapsed() < FAILURE_MEMORY).then(|| error.clone())
     }
 }
@@ -90,6 +98,10 @@ impl Wanted {
             digest: entry.digest(),
             size: entry.size(),
         }
+    }
+
+    fn expected(&self) -> Expected {
+        (self.digest, self.size)
     }
 
     /// As errors and logs name it.
@@ -315,11 +327,11 @@ impl Store {
         if let Some(verified) = self.content.kept.opened(&wanted.digest) {
             return Ok(verified);
         }
-        if let Some(error) = self.content.recent_failure(&wanted.digest) {
+        if let Some(error) = self.content.recent_failure(&wanted.expected()) {
             return Err(error);
         }
         loop {
-            let started = !self.content.flights.is_running(&wanted.digest);
+            let started = !self.content.flights.is_running(&wanted.expected());
             if !started {
                 self.metrics.count(Counter::Joined);
             }
@@ -328,13 +340,19 @@ impl Store {
                     let (store, wanted) = (Arc::clone(self), wanted.clone());
                     async move { store.obtain_now(wanted).await }
                 };
-                let landed = self.content.flights.run(wanted.digest, start).await;
+                let landed = self.content.flights.run(wanted.expected(), start).await;
                 landed.map_err(|lost| Error::Internal(lost.to_string()))?
             };
             match deadline.run(wanted.what(), flight).await {
                 // Somebody else's budget ended, not ours.
                 Err(Error::Timeout { .. }) if !started && !deadline.is_over() => {}
-                answer => return answer,
+                answer => {
+                    if let Err(error @ Error::Timeout { .. }) = &answer {
+                        // The download's own budget may end a moment after its reader's.
+                        self.content.remember_failure(wanted.expected(), error);
+                    }
+                    return answer;
+                }
             }
         }
     }
@@ -369,8 +387,7 @@ impl Store {
                 _ => error,
             });
         if let Err(error) = &answer {
-            let failure = (Instant::now(), error.clone());
-            lock(&self.content.failures).put(wanted.digest, failure);
+            self.content.remember_failure(wanted.expected(), error);
         }
         answer
     }
@@ -480,14 +497,22 @@ impl Store {
     ) -> Result<Verified> {
         let manifest = &wanted.loaded.manifest;
         let entry = file_entry(&wanted.loaded, wanted.index)?;
-        let mut writer = self.cache.blob_writer(wanted.size);
-        source.blob(manifest, entry, &mut writer, deadline).await?;
+        let mut download = Download {
+            writer: self.cache.blob_writer(wanted.size),
+            overflowed: false,
+        };
+        let asked = source.blob(manifest, entry, &mut download, deadline).await;
         let (what, expected) = (wanted.what(), wanted.digest);
         let wrong = Error::WrongBytes {
             what: what.clone(),
             expected,
             origin: source.name().to_owned(),
         };
+        if download.overflowed {
+            return Err(wrong);
+        }
+        asked?;
+        let writer = download.writer;
         if writer.written() != wanted.size {
             return Err(wrong);
         }
@@ -543,13 +568,22 @@ impl Store {
 }
 
 /// What a source writes goes to a temporary file of the cache, or to memory.
-impl Sink for BlobWriter {
+struct Download {
+    writer: BlobWriter,
+    /// Whether more came than the manifest says there is.
+    overflowed: bool,
+}
+
+impl Sink for Download {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        Self::write(self, bytes)
+        let written = self.writer.write(bytes);
+        self.overflowed |= matches!(written, Err(Error::Malformed { .. }));
+        written
     }
 
     fn restart(&mut self) {
-        Self::restart(self);
+        self.overflowed = false;
+        self.writer.restart();
     }
 }
 
