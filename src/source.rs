@@ -34,6 +34,13 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
+    /// What the first of `parties` may use who are asked one after the other, so that one that is
+    /// stuck leaves time for the next.
+    pub fn share(self, parties: usize) -> Self {
+        let parties = u32::try_from(parties.max(1)).unwrap_or(u32::MAX);
+        Self::after(self.remaining() / parties)
+    }
+
     /// Whether the deadline has passed.
     pub fn is_over(self) -> bool {
         self.remaining().is_zero()
