@@ -8,6 +8,7 @@ pub mod api;
 pub mod breaker;
 pub mod http;
 
+use std::hash::Hash;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +17,9 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest, State};
+use crate::metrics::{Counter, Metrics};
 use crate::reference::{BundleId, Namespace, Selector, Slug, Version, VersionRef};
+use crate::single_flight::SingleFlight;
 
 /// When an answer is no longer of use. Copied along from the request that wants it, so that
 /// queueing, connecting and retrying share one budget.
@@ -63,6 +66,44 @@ impl Deadline {
                     what: what.to_string(),
                 })
             })
+    }
+
+    /// Waits for the one computation for `key`, starting it if it is not running, but no longer than
+    /// the deadline. Counts those who wait for somebody else's computation.
+    ///
+    /// A computation has a budget of its own, which may end while somebody who joined it late has
+    /// time left: then it is started again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] about `what`, or the error of the computation.
+    pub async fn join<K, V, F>(
+        self,
+        flights: &SingleFlight<K, Result<V>>,
+        key: &K,
+        what: impl ToString,
+        metrics: &Metrics,
+        compute: impl Fn() -> F,
+    ) -> Result<V>
+    where
+        K: Eq + Hash + Clone + Send + 'static,
+        V: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        loop {
+            let is_running = flights.is_running(key);
+            if is_running {
+                metrics.count(Counter::Joined);
+            }
+            let flight = async {
+                let landed = flights.run(key.clone(), &compute).await;
+                landed.map_err(|lost| Error::Internal(lost.to_string()))?
+            };
+            match self.run(what.to_string(), flight).await {
+                Err(Error::Timeout { .. }) if is_running && !self.is_over() => {}
+                answer => return answer,
+            }
+        }
     }
 }
 

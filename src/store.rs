@@ -29,7 +29,7 @@ use tracing::{debug, error, info, warn};
 use crate::cache::{Cache, MANIFEST_TTL};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Manifest, State};
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::Metrics;
 use crate::reference::{HostId, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
@@ -432,23 +432,14 @@ impl Store {
     ) -> Result<Arc<Loaded>> {
         let start = || {
             let (store, version) = (Arc::clone(self), version.clone());
-            let budget = Deadline::after(store.policy.metadata_timeout);
             async move {
-                budget
-                    .run(&version, store.fetch_now(&version, budget))
-                    .await
+                let budget = Deadline::after(store.policy.metadata_timeout);
+                store.fetch_now(&version, budget).await
             }
         };
-        if self.fetches.is_running(version) {
-            self.metrics.count(Counter::Joined);
-        }
-        let flight = async {
-            self.fetches
-                .run(version.clone(), start)
-                .await
-                .map_err(|lost| Error::Internal(lost.to_string()))?
-        };
-        deadline.run(version, flight).await
+        deadline
+            .join(&self.fetches, version, version, &self.metrics, start)
+            .await
     }
 
     async fn fetch_now(

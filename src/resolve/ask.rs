@@ -13,7 +13,6 @@ use super::{RefKey, Resolution, Resolver, describe, lock, newest, remember_absen
 use crate::cache::REF_TTL;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, State};
-use crate::metrics::Counter;
 use crate::reference::{BundleId, Selector, Version};
 use crate::source::{Deadline, Source};
 
@@ -29,9 +28,6 @@ impl Resolver {
         deadline: Deadline,
     ) -> Result<Resolution> {
         let key = (bundle.clone(), selector.clone());
-        if self.flights.is_running(&key) {
-            self.settings.metrics.count(Counter::Joined);
-        }
         let start = || {
             let (resolver, key) = (Arc::clone(self), key.clone());
             async move {
@@ -39,11 +35,10 @@ impl Resolver {
                 resolver.ask_now(&key, budget).await
             }
         };
-        let flight = async {
-            let landed = self.flights.run(key.clone(), start).await;
-            landed.map_err(|lost| Error::Internal(lost.to_string()))?
-        };
-        deadline.run(describe(bundle, selector), flight).await
+        let what = describe(bundle, selector);
+        deadline
+            .join(&self.flights, &key, what, &self.settings.metrics, start)
+            .await
     }
 
     async fn ask_now(&self, key: &RefKey, deadline: Deadline) -> Result<Resolution> {

@@ -330,31 +330,20 @@ impl Store {
         if let Some(error) = self.content.recent_failure(&wanted.expected()) {
             return Err(error);
         }
-        loop {
-            let started = !self.content.flights.is_running(&wanted.expected());
-            if !started {
-                self.metrics.count(Counter::Joined);
-            }
-            let flight = async {
-                let start = || {
-                    let (store, wanted) = (Arc::clone(self), wanted.clone());
-                    async move { store.obtain_now(wanted).await }
-                };
-                let landed = self.content.flights.run(wanted.expected(), start).await;
-                landed.map_err(|lost| Error::Internal(lost.to_string()))?
-            };
-            match deadline.run(wanted.what(), flight).await {
-                // Somebody else's budget ended, not ours.
-                Err(Error::Timeout { .. }) if !started && !deadline.is_over() => {}
-                answer => {
-                    if let Err(error @ Error::Timeout { .. }) = &answer {
-                        // The download's own budget may end a moment after its reader's.
-                        self.content.remember_failure(wanted.expected(), error);
-                    }
-                    return answer;
-                }
-            }
+        let blob = wanted.expected();
+        let start = || {
+            let (store, wanted) = (Arc::clone(self), wanted.clone());
+            async move { store.obtain_now(wanted).await }
+        };
+        let flights = &self.content.flights;
+        let answer = deadline
+            .join(flights, &blob, wanted.what(), &self.metrics, start)
+            .await;
+        if let Err(error @ Error::Timeout { .. }) = &answer {
+            // The download's own budget may end a moment after its reader's.
+            self.content.remember_failure(blob, error);
         }
+        answer
     }
 
     async fn obtain_now(self: Arc<Self>, wanted: Wanted) -> Result<Verified> {

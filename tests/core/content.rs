@@ -5,9 +5,12 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use musherfs::digest::Digest;
 use musherfs::error::Error;
+use musherfs::manifest::{Layer, Manifest};
 use musherfs::metrics::Counter;
 use musherfs::source::Deadline;
+use musherfs::store::locks::Locks;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -255,17 +258,16 @@ async fn wrong_bytes_of_all_sources_are_an_error_and_leave_nothing() {
 async fn a_manifest_that_lies_about_a_size_serves_nothing_of_the_file() {
     let (machine, fake) = (Machine::new(), registry());
     for (size, id) in [(3, "acme/short@1.0.0"), (9, "acme/long@1.0.0")] {
-        let layer = musherfs::manifest::Layer {
+        let layer = Layer {
             path: "a.md".to_owned(),
-            digest: musherfs::digest::Digest::of(b"alpha\n"),
+            digest: Digest::of(b"alpha\n"),
             size: Some(size),
             asset_type: String::new(),
             asset_id: String::new(),
             media_type: None,
         };
         let id = crate::version(id);
-        let lie =
-            musherfs::manifest::Manifest::new(id.clone(), Default::default(), vec![layer]).unwrap();
+        let lie = Manifest::new(id.clone(), Default::default(), vec![layer]).unwrap();
         let now = jiff::Timestamp::now();
         machine
             .cache()
@@ -353,4 +355,32 @@ async fn an_empty_file_is_not_asked_for() {
     let process = machine.process(&[&fake]);
     assert_eq!(process.read(KIT, "empty").await.unwrap(), "");
     assert_eq!(fake.count("blob"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_process_that_holds_the_lock_is_not_waited_for_to_the_end() {
+    let (machine, fake) = (Machine::new(), registry());
+    let process = machine.process(&[&fake]);
+    let state = machine.dir.path().join("state");
+    let stopped = Locks::new(Some(&state), process.cache.root());
+    let held = stopped.acquire(Digest::of(b"alpha\n"), soon()).await;
+    assert!(held.is_some());
+    assert_eq!(process.read(KIT, "a.md").await.unwrap(), "alpha\n");
+}
+
+#[tokio::test]
+async fn another_tools_unpacked_copy_is_taken_if_its_bytes_are_right() {
+    let (machine, fake) = (Machine::new(), registry());
+    let assets = machine
+        .dir
+        .path()
+        .join("cache/bundles/acme/kit/1.0.0/assets");
+    fs::create_dir_all(&assets).unwrap();
+    fs::write(assets.join("a.md"), "alpha\n").unwrap();
+    fs::write(assets.join("b.md"), "BETA\n").unwrap();
+    let process = machine.process(&[&fake]);
+    assert_eq!(process.read(KIT, "a.md").await.unwrap(), "alpha\n");
+    assert_eq!(process.read(KIT, "b.md").await.unwrap(), "beta\n");
+    assert_eq!((fake.count("blob a.md"), fake.count("blob b.md")), (0, 1));
+    assert!(machine.blob_path("alpha\n").exists());
 }

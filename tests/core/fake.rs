@@ -276,10 +276,15 @@ impl Source for Fake {
         if !self.content.lock().unwrap().pulls {
             return Ok(None);
         }
-        self.call(format!("pull {}", manifest.id())).await?;
+        let wrong = self.call(format!("pull {}", manifest.id())).await?;
         let content = self.content.lock().unwrap();
-        let files = content.versions[manifest.id()].0.iter();
-        let files = files.map(|(path, bytes)| (path.clone(), Bytes::copy_from_slice(bytes)));
+        let files = content.versions[manifest.id()]
+            .0
+            .iter()
+            .map(|(path, bytes)| {
+                let bytes = wrong.unwrap_or(bytes);
+                (path.clone(), Bytes::copy_from_slice(bytes))
+            });
         Ok(Some(files.collect()))
     }
 

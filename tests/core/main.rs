@@ -235,6 +235,12 @@ async fn eventually(condition: impl Fn() -> bool) {
     tokio::time::timeout(generous, waiting).await.unwrap();
 }
 
+/// Waits until nobody does anything any more. Only in a test whose time is paused: it goes on when
+/// every task waits for something else.
+async fn quiet() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
 fn host() -> HostId {
     HOST.parse().unwrap()
 }
