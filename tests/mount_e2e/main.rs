@@ -7,11 +7,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod faults;
 mod lazy;
+mod manifests;
 mod names;
 mod offline;
 mod readonly;
 mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod warm;
