@@ -7,10 +7,11 @@
 //! One [`Client`] serves one registry, for a mount as well as for a command that ends soon. Making
 //! one contacts nobody.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, value};
 use crate::credentials::KeyChain;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -20,6 +21,7 @@ use crate::resolve::{self, Resolver};
 use crate::source::api::{ApiSettings, ApiSource};
 use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
+use crate::source::layout::LayoutSource;
 use crate::source::{Deadline, Source};
 use crate::store::journal::Journal;
 use crate::store::{self, Loaded, Policy, Store};
@@ -44,7 +46,19 @@ pub struct Client {
 ///
 /// [`Error::Config`] for a URL that cannot be a registry's.
 pub fn host_of(config: &Config) -> Result<HostId> {
+    if let Some(path) = layout_of(config) {
+        return Ok(LayoutSource::open(&path)?.host_id());
+    }
     HostId::from_url(&config.api_url.value).map_err(|error| Error::Config(error.to_string()))
+}
+
+/// The directory that stands in for a registry, if one does. It is read offline, too.
+fn layout_of(config: &Config) -> Option<PathBuf> {
+    let oci = config.oci_registry_url.value.as_ref()?;
+    if config.has_api() {
+        return None;
+    }
+    value::layout(oci)
 }
 
 impl Client {
@@ -56,9 +70,14 @@ impl Client {
     /// another machine, a URL with credentials in it.
     pub fn new(config: &Config, directories: &Directories, keys: KeyChain) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
-        let host = host_of(config)?;
-        let cache = Arc::new(Cache::new(directories.cache.clone()));
         let mut guarded = Vec::new();
+        if let Some(path) = layout_of(config) {
+            let layout = LayoutSource::open(&path)?;
+            let host = layout.host_id();
+            guarded.push(Arc::new(Guarded::new(Arc::new(layout))));
+            return Ok(Self::assemble(config, directories, host, guarded, metrics));
+        }
+        let host = host_of(config)?;
         if !config.offline.value {
             let http = HttpClient::new(&HttpSettings {
                 ca_file: config.ca_file.value.clone(),
@@ -72,6 +91,29 @@ impl Client {
             })?;
             guarded.push(Arc::new(Guarded::new(Arc::new(api))));
         }
+        Ok(Self::assemble(config, directories, host, guarded, metrics))
+    }
+
+    /// A client of one source, whose versions are filed as those of `host`.
+    pub fn of_source(
+        config: &Config,
+        directories: &Directories,
+        host: HostId,
+        source: Arc<dyn Source>,
+    ) -> Self {
+        let guarded = vec![Arc::new(Guarded::new(source))];
+        let metrics = Arc::new(Metrics::default());
+        Self::assemble(config, directories, host, guarded, metrics)
+    }
+
+    fn assemble(
+        config: &Config,
+        directories: &Directories,
+        host: HostId,
+        guarded: Vec<Arc<Guarded>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let cache = Arc::new(Cache::new(directories.cache.clone()));
         let sources: Vec<Arc<dyn Source>> = guarded
             .iter()
             .map(|source| Arc::clone(source) as Arc<dyn Source>)
@@ -108,13 +150,13 @@ impl Client {
             },
             metrics: Arc::clone(&metrics),
         });
-        Ok(Self {
+        Self {
             resolver,
             store,
             journal,
             sources: guarded,
             metrics,
-        })
+        }
     }
 
     /// Resolves a reference and returns the manifest of the version that it means.

@@ -116,7 +116,9 @@ impl File {
             }
             value => scalar(value),
         };
-        let text = text.ok_or_else(|| self.problem(name, "not a single value or a list of what can stand here"))?;
+        let text = text.ok_or_else(|| {
+            self.problem(name, "not a single value or a list of what can stand here")
+        })?;
         if !text.is_empty() {
             self.values.insert(name, text);
         }

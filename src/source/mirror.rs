@@ -53,7 +53,9 @@ impl Mirror {
         let share = share(deadline);
         match share.run(&what, work.start(share)).await {
             // Only the origin knows what does not exist.
-            Err(Error::NotFound { what }) => Err(self.rejected(what, "the mirror does not have it")),
+            Err(Error::NotFound { what }) => {
+                Err(self.rejected(what, "the mirror does not have it"))
+            }
             answer => answer,
         }
     }

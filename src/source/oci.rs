@@ -17,10 +17,10 @@ pub mod archive;
 pub mod auth;
 mod beside;
 pub mod client;
-mod layers;
-mod listing;
-mod named;
+pub(super) mod layers;
+pub(super) mod listing;
 pub mod model;
+mod named;
 pub mod reference;
 
 pub use beside::{Artifacts, Beside, Content, ContentOnly};
@@ -298,7 +298,9 @@ impl OciSource {
             return Ok(Err("its config is not named by SHA-256".into()));
         };
         if manifest.config.size > MAX_MANIFEST {
-            return Ok(Err(format!("its config has more than {MAX_MANIFEST} bytes")));
+            return Ok(Err(format!(
+                "its config has more than {MAX_MANIFEST} bytes"
+            )));
         }
         let mut bytes = Vec::new();
         self.client()
@@ -319,9 +321,10 @@ impl OciSource {
     /// that was asked for is not absent because of that.
     fn missing(&self, error: Error, what: &str) -> Error {
         match error {
-            Error::NotFound { .. } => {
-                self.malformed(what, "its manifest names a blob that the registry does not have")
-            }
+            Error::NotFound { .. } => self.malformed(
+                what,
+                "its manifest names a blob that the registry does not have",
+            ),
             other => other,
         }
     }
@@ -473,7 +476,10 @@ impl OciSource {
             slug: Some(version.bundle.slug.as_str().to_owned()),
             version: Some(version.version.as_str().to_owned()),
             info: Info {
-                name: manifest.annotation(model::TITLE).unwrap_or_default().to_owned(),
+                name: manifest
+                    .annotation(model::TITLE)
+                    .unwrap_or_default()
+                    .to_owned(),
                 description: manifest.annotation(DESCRIPTION).map(str::to_owned),
                 source_type: "registry".to_owned(),
                 oci_ref: repository
@@ -557,7 +563,6 @@ impl OciSource {
             answer => answer,
         }
     }
-
 }
 
 impl Inner {

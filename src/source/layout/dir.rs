@@ -182,12 +182,21 @@ impl Layout {
         let digest = wanted
             .sha256()
             .ok_or_else(|| self.malformed(what, "its digest is not SHA-256".into()))?;
-        if wanted.size > MAX_MANIFEST {
-            return Err(self.malformed(what, format!("more than {MAX_MANIFEST} bytes")));
+        Ok(self.whole(digest, wanted.size, MAX_MANIFEST, what)?.into())
+    }
+
+    /// A whole blob of at most `limit` bytes, verified.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layout::manifest`].
+    pub fn whole(&self, digest: Digest, size: u64, limit: u64, what: &str) -> Result<Vec<u8>> {
+        if size > limit {
+            return Err(self.malformed(what, format!("more than {limit} bytes")));
         }
-        let (file, size) = self.blob(digest)?;
-        if size != wanted.size {
-            return Err(self.malformed(what, format!("{size} bytes instead of {}", wanted.size)));
+        let (file, found) = self.blob(digest)?;
+        if found != size {
+            return Err(self.malformed(what, format!("{found} bytes instead of {size}")));
         }
         let hex = digest.hex();
         let bytes = self.read(file, &["blobs", "sha256", &hex], size)?;
@@ -198,7 +207,7 @@ impl Layout {
                 origin: self.origin(),
             });
         }
-        Ok(bytes.into())
+        Ok(bytes)
     }
 
     /// Opens a blob; its size is that of the file. Nothing is verified.

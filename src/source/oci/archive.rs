@@ -170,8 +170,7 @@ mod tests {
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder =
-            flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     }
@@ -182,8 +181,18 @@ mod tests {
         entry(&mut builder, EntryType::Directory, "./skills/", b"");
         entry(&mut builder, EntryType::Regular, "./skills/a.md", b"old");
         entry(&mut builder, EntryType::Regular, "skills/a.md", b"hello");
-        entry(&mut builder, EntryType::Link, "skills/b.md", b"./skills/a.md");
-        entry(&mut builder, EntryType::Symlink, "skills/c.md", b"/etc/passwd");
+        entry(
+            &mut builder,
+            EntryType::Link,
+            "skills/b.md",
+            b"./skills/a.md",
+        );
+        entry(
+            &mut builder,
+            EntryType::Symlink,
+            "skills/c.md",
+            b"/etc/passwd",
+        );
         entry(&mut builder, EntryType::Regular, "../../etc/passwd", b"x");
         entry(&mut builder, EntryType::Regular, "empty", b"");
         let tar = builder.into_inner().unwrap();

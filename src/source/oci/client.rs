@@ -4,8 +4,8 @@
 //! Whoever asks for something by digest gets those bytes or an error.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use http::Method;
+use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::auth::{Authenticator, Scope};

@@ -29,19 +29,19 @@ const CONTAINER_CONFIGS: [&str; 2] = [
 
 /// What has to be fetched before the files are known.
 #[derive(Debug, Default)]
-pub(super) struct Needed {
+pub(in crate::source) struct Needed {
     /// Archives, whose files count as the artifact's.
-    pub(super) archives: Vec<(Digest, u64)>,
+    pub(in crate::source) archives: Vec<(Digest, u64)>,
 }
 
 /// Whether the artifact has a Musher config.
-pub(super) fn is_bundle(manifest: &ImageManifest) -> bool {
+pub(in crate::source) fn is_bundle(manifest: &ImageManifest) -> bool {
     manifest.config.media_type == BUNDLE_CONFIG
         || manifest.artifact_type.as_deref() == Some(BUNDLE_CONFIG)
 }
 
 /// What the layers are, or why they cannot be used. `config` is the bundle's, if it has one.
-pub(super) fn needed(
+pub(in crate::source) fn needed(
     manifest: &ImageManifest,
     config: Option<&BundleConfig>,
 ) -> Result<Needed, String> {
@@ -71,7 +71,9 @@ pub(super) fn needed(
             }
         }
         if layer.size > MAX_PACKED {
-            return Err(format!("its archive {digest} has more than {MAX_PACKED} bytes"));
+            return Err(format!(
+                "its archive {digest} has more than {MAX_PACKED} bytes"
+            ));
         }
         if !needed.archives.iter().any(|(known, _)| *known == digest) {
             needed.archives.push((digest, layer.size));
@@ -85,7 +87,7 @@ pub(super) fn needed(
 }
 
 /// The version's files.
-pub(super) fn files(
+pub(in crate::source) fn files(
     manifest: &ImageManifest,
     config: Option<BundleConfig>,
     archives: &HashMap<Digest, Arc<Archive>>,
@@ -124,7 +126,9 @@ fn listed_files(
     for asset in config.assets {
         let Some((size, _)) = contents.get(&asset.content_sha256) else {
             let path: String = asset.logical_path.chars().take(200).collect();
-            return Err(format!("no layer has the content that its config names for {path:?}"));
+            return Err(format!(
+                "no layer has the content that its config names for {path:?}"
+            ));
         };
         used.insert(asset.content_sha256);
         files.push(Layer {
@@ -137,7 +141,11 @@ fn listed_files(
         });
     }
     for (digest, archive) in archives {
-        if !archive.files().iter().any(|file| used.contains(&file.digest)) {
+        if !archive
+            .files()
+            .iter()
+            .any(|file| used.contains(&file.digest))
+        {
             return Err(format!("its config does not list the layer {digest}"));
         }
     }
@@ -264,7 +272,10 @@ mod tests {
         let both = config(&[("a", b"same"), ("b", b"same")]);
         let found = files(&one, both, &HashMap::new()).unwrap();
         assert_eq!(paths(&found), [("a", 4), ("b", 4)]);
-        let two = [layer(b"same", Some("a"), "x"), layer(b"same", Some("b"), "x")];
+        let two = [
+            layer(b"same", Some("a"), "x"),
+            layer(b"same", Some("b"), "x"),
+        ];
         let found = files(&manifest("c", &two), None, &HashMap::new()).unwrap();
         assert_eq!(paths(&found), [("a", 4), ("b", 4)]);
     }

@@ -22,13 +22,13 @@ const MAX_ROWS: usize = 1_000_000;
 
 /// What the tags of a repository say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Tags {
+pub(in crate::source) struct Tags {
     /// All versions and whether they may be chosen.
-    pub(super) versions: BTreeMap<Version, State>,
+    pub(in crate::source) versions: BTreeMap<Version, State>,
 }
 
 impl Tags {
-    pub(super) fn of(tags: impl IntoIterator<Item = String>) -> Self {
+    pub(in crate::source) fn of(tags: impl IntoIterator<Item = String>) -> Self {
         let mut versions = BTreeMap::new();
         let mut changes: HashMap<Version, (u32, State)> = HashMap::new();
         for tag in tags {
@@ -53,12 +53,12 @@ impl Tags {
         Self { versions }
     }
 
-    pub(super) fn state(&self, version: &Version) -> State {
+    pub(in crate::source) fn state(&self, version: &Version) -> State {
         self.versions.get(version).copied().unwrap_or_default()
     }
 
     /// The newest that may be chosen; a pre-release only if there is nothing else.
-    pub(super) fn newest(&self) -> Option<&Version> {
+    pub(in crate::source) fn newest(&self) -> Option<&Version> {
         let mut offered = self
             .versions
             .iter()
@@ -69,7 +69,7 @@ impl Tags {
         newest.or_else(|| offered.next())
     }
 
-    pub(super) fn rows(&self) -> Vec<Published> {
+    pub(in crate::source) fn rows(&self) -> Vec<Published> {
         let row = |(version, state): (&Version, &State)| Published {
             version: version.clone(),
             state: *state,
@@ -226,11 +226,17 @@ mod tests {
     #[test]
     fn the_newest_version_is_the_newest_that_may_be_chosen() {
         let newest = |list: &[&str]| tags(list).newest().map(ToString::to_string);
-        assert_eq!(newest(&["1.0.0", "1.10.0", "1.9.0", "latest"]).unwrap(), "1.10.0");
+        assert_eq!(
+            newest(&["1.0.0", "1.10.0", "1.9.0", "latest"]).unwrap(),
+            "1.10.0"
+        );
         assert_eq!(newest(&["1.0.0", "2.0.0-rc.1"]).unwrap(), "1.0.0");
         assert_eq!(newest(&["2.0.0-rc.1", "2.0.0-rc.2"]).unwrap(), "2.0.0-rc.2");
         assert_eq!(newest(&["1.0.0_b", "stable"]).unwrap(), "1.0.0+b");
-        assert_eq!(newest(&["1.0.0", "1.1.0", "_yanked.1.1.1.0"]).unwrap(), "1.0.0");
+        assert_eq!(
+            newest(&["1.0.0", "1.1.0", "_yanked.1.1.1.0"]).unwrap(),
+            "1.0.0"
+        );
         assert_eq!(newest(&["1.0.0", "_yanked.1.1.0.0"]), None);
         assert_eq!(newest(&["latest"]), None);
     }
@@ -241,7 +247,10 @@ mod tests {
         let (yanked, published) = ("_yanked.9.1.0.0", "_published.10.1.0.0");
         assert_eq!(state(&["1.0.0", yanked]), State::Yanked);
         assert_eq!(state(&[published, "1.0.0", yanked]), State::Published);
-        assert_eq!(state(&["1.0.0", "_published.9.1.0.0", yanked]), State::Yanked);
+        assert_eq!(
+            state(&["1.0.0", "_published.9.1.0.0", yanked]),
+            State::Yanked
+        );
         assert_eq!(state(&["1.0.0", "_yanked.1.1.0.1"]), State::Published);
         assert!(tags(&[yanked]).versions.is_empty());
     }
@@ -255,7 +264,10 @@ mod tests {
         };
         let target = Some("/v2/a/b/tags/list?n=2&last=x".to_owned());
         assert_eq!(next("</v2/a/b/tags/list?n=2&last=x>; rel=\"next\""), target);
-        assert_eq!(next("</p>; rel=prev, </v2/a/b/tags/list?n=2&last=x>;rel=next"), target);
+        assert_eq!(
+            next("</p>; rel=prev, </v2/a/b/tags/list?n=2&last=x>;rel=next"),
+            target
+        );
         assert_eq!(next("</p>; rel=prev"), None);
         assert_eq!(next("<"), None);
     }

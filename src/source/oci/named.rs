@@ -102,8 +102,7 @@ impl Named {
             return Err(self.refuse(what, "it names a registry on this machine"));
         }
         let name = endpoint.host();
-        let key =
-            is_api_registry(&self.settings.api, &name).then(|| self.settings.keys.clone());
+        let key = is_api_registry(&self.settings.api, &name).then(|| self.settings.keys.clone());
         let logins = LoginChain::new(None, key, self.settings.files.clone(), &name, "");
         let http = self.settings.http.impatient();
         let client = RegistryClient::new(endpoint, http, logins)?;
@@ -158,7 +157,8 @@ impl Content for Named {
         deadline: Deadline,
     ) -> Result<()> {
         let what = manifest.id();
-        let image = repository(manifest).ok_or_else(|| self.refuse(what, "it names no artifact"))?;
+        let image =
+            repository(manifest).ok_or_else(|| self.refuse(what, "it names no artifact"))?;
         let host = self.host(&image.registry, &what.to_string())?;
         debug!(version = %what, registry = image.registry, "asking the registry that is named");
         let share = share(deadline);
@@ -185,8 +185,8 @@ impl Content for OneHost {
         deadline: Deadline,
     ) -> Result<()> {
         let named: Option<Repository> = repository(manifest).map(|image| image.repository);
-        let repository =
-            named.ok_or_else(|| Error::not_found(format_args!("the artifact of {}", manifest.id())))?;
+        let repository = named
+            .ok_or_else(|| Error::not_found(format_args!("the artifact of {}", manifest.id())))?;
         self.0
             .content(&repository, manifest, file, sink, deadline)
             .await
@@ -209,7 +209,11 @@ mod tests {
             ("https://r.example:8443", "r.example", false),
             ("http://127.0.0.1:1", "127.0.0.1:2", false),
         ] {
-            assert_eq!(is_api_registry(&api.parse().unwrap(), host), own, "{api} {host}");
+            assert_eq!(
+                is_api_registry(&api.parse().unwrap(), host),
+                own,
+                "{api} {host}"
+            );
         }
     }
 
@@ -227,7 +231,11 @@ mod tests {
         assert!(remote.host("localhost:5000", "x").is_err());
         assert!(remote.host("127.0.0.1", "x").is_err());
         assert!(remote.host("r.example", "x").is_ok());
-        assert!(named("http://127.0.0.1:1").host("127.0.0.1:5000", "x").is_ok());
+        assert!(
+            named("http://127.0.0.1:1")
+                .host("127.0.0.1:5000", "x")
+                .is_ok()
+        );
         for host in 0..MOST_HOSTS - 1 {
             assert!(remote.host(&format!("h{host}.example"), "x").is_ok());
         }

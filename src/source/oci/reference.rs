@@ -379,7 +379,6 @@ mod tests {
             "https://",
             "user:secret@ghcr.io",
             "https://x/?a=b",
-            
             "x/A",
             "x/a//b",
             "https://x#f",
