@@ -10,7 +10,9 @@
 
 mod cache;
 mod completions;
+mod export;
 pub mod failure;
+mod import;
 pub mod logging;
 mod ls;
 mod man;
@@ -99,6 +101,8 @@ enum Command {
     Resolve(resolve::Args),
     Status(status::Args),
     Cache(cache::Args),
+    Export(export::Args),
+    Import(import::Args),
     Publish(publish::Args),
     Yank(yank::YankArgs),
     Unyank(yank::UnyankArgs),
@@ -145,6 +149,14 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Cache(args) => {
             logging::init_command(verbosity)?;
             cache::run(&args)
+        }
+        Command::Export(args) => {
+            logging::init_command(verbosity)?;
+            export::run(&args)
+        }
+        Command::Import(args) => {
+            logging::init_command(verbosity)?;
+            import::run(&args)
         }
         Command::Publish(args) => {
             logging::init_command(verbosity)?;

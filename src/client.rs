@@ -53,7 +53,7 @@ pub fn host_of(config: &Config) -> Result<HostId> {
 }
 
 /// The directory that stands in for a registry, if one does. It is read offline, too.
-fn layout_of(config: &Config) -> Option<PathBuf> {
+pub fn layout_of(config: &Config) -> Option<PathBuf> {
     let oci = config.oci_registry_url.value.as_ref()?;
     if config.has_api() {
         return None;

@@ -13,6 +13,7 @@
 
 pub mod artifact;
 mod definition;
+pub mod export;
 pub mod layout;
 pub mod oci;
 

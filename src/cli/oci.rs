@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::failure::Failure;
 use super::shared::given;
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Overrides, value};
 use crate::credentials::docker::{GivenLogin, LoginChain, LoginFiles};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::publish::oci::Remote;
@@ -49,7 +50,11 @@ impl OciArgs {
     /// The registry, ready to be written to. Contacts nobody.
     pub(super) fn remote(&self) -> Result<Remote, Failure> {
         let directories = Directories::from_env()?;
+        let oci = self.oci.as_deref().map(value::registry).transpose();
         let overrides = Overrides {
+            oci_registry_url: oci.map_err(|error| Failure::usage(format!("--oci: {error}")))?,
+            oci_user: self.oci_user.clone(),
+            oci_password_file: self.oci_password_file.clone(),
             ca_file: self.ca_file.clone(),
             insecure_http: given(self.insecure_http),
             ..Overrides::default()
@@ -58,24 +63,27 @@ impl OciArgs {
         for warning in &directories.warnings {
             tracing::warn!("{warning}");
         }
-        let endpoint: Endpoint = match (&self.oci, &config.oci_registry_url.value) {
-            (Some(text), _) => text
-                .parse()
-                .map_err(|error| Failure::usage(format!("--oci: {error}")))?,
-            (None, Some(url)) => Endpoint::from_url(url)
-                .map_err(|error| Failure::usage(format!("MUSHER_OCI_REGISTRY_URL: {error}")))?,
-            (None, None) => {
-                return Err(Failure::usage("no registry to write to").with_hint(Some(
-                    "name it with --oci, such as --oci ghcr.io/my-org or --oci localhost:5000",
-                )));
-            }
-        };
+        Self::of(&config)
+    }
+
+    /// The OCI registry that the settings name. Contacts nobody.
+    pub(super) fn of(config: &Config) -> Result<Remote, Failure> {
+        let url = config.oci_registry_url.value.as_ref().ok_or_else(|| {
+            Failure::usage("no registry to write to").with_hint(Some(
+                "name it with --oci, such as --oci ghcr.io/my-org or --oci localhost:5000",
+            ))
+        })?;
+        let endpoint = Endpoint::from_url(url)
+            .map_err(|error| Failure::from(Error::Config(error.to_string())))?;
         let http = HttpClient::new(&HttpSettings {
             ca_file: config.ca_file.value.clone(),
             insecure_http: config.insecure_http.value,
             metrics: Arc::new(Metrics::default()),
         })?;
-        let login = GivenLogin::find(self.oci_user.as_deref(), self.oci_password_file.clone())?;
+        let login = GivenLogin::find(
+            config.oci_user.as_deref(),
+            config.oci_password_file.value.clone(),
+        )?;
         let logins = LoginChain::new(
             login,
             None,

@@ -85,7 +85,8 @@ pub async fn set_state(
             "the version is too long for the tag that would record its state, {tag}"
         ))));
     }
-    let record = record(&version, state, reason, actor).map_err(failed)?;
+    let now = Some(Timestamp::now());
+    let record = record(&version, state, reason, actor, now).map_err(failed)?;
     write(remote, &repository, &tag, &record)
         .await
         .map_err(failed)?;
@@ -124,7 +125,7 @@ async fn write(
     remote.put_manifest(repository, tag, record, true).await
 }
 
-/// The manifest of a record about `version`.
+/// The manifest of a record about `version`, made `at` a time.
 /// # Errors
 ///
 /// None that a caller could do something about.
@@ -133,6 +134,7 @@ pub fn record(
     state: State,
     reason: Option<&str>,
     actor: &str,
+    at: Option<Timestamp>,
 ) -> Result<Bytes, Error> {
     let empty = Descriptor {
         media_type: EMPTY.to_owned(),
@@ -140,12 +142,12 @@ pub fn record(
         size: NOTHING.len() as u64,
         annotations: None,
     };
-    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let at = at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     let annotations = [
         (STATE, Some(state.as_str().to_owned())),
         (STATE_REASON, reason.map(str::to_owned)),
         (STATE_ACTOR, Some(actor.to_owned())),
-        (CREATED, Some(now)),
+        (CREATED, at),
     ];
     let annotations = annotations
         .into_iter()
@@ -197,7 +199,14 @@ mod tests {
             bytes: Bytes::from_static(b"manifest"),
             media_type: IMAGE_MANIFEST.to_owned(),
         };
-        let json = record(&version, State::Yanked, Some("leaks"), "ada").unwrap();
+        let json = record(
+            &version,
+            State::Yanked,
+            Some("leaks"),
+            "ada",
+            Some(Timestamp::UNIX_EPOCH),
+        )
+        .unwrap();
         let manifest = ImageManifest::parse(&json).unwrap();
         assert_eq!(manifest.artifact_type.as_deref(), Some(BUNDLE_STATE));
         let subject = manifest.subject.clone().unwrap();
