@@ -148,7 +148,7 @@ impl Cache {
         let mut document = Document::parse(json)
             .inspect_err(|error| miss(error))
             .ok()?;
-        document.fill_sizes(|digest| self.blob_size(digest));
+        document.fill_sizes(|digest| self.verified_size(digest));
         let manifest = document
             .into_manifest(version.clone())
             .inspect_err(|error| miss(error))
@@ -290,6 +290,14 @@ impl Cache {
         Some(self.open_blob(digest)?.metadata().ok()?.len())
     }
 
+    /// The size of a blob whose bytes are those that its name says. Hashes the whole blob: for
+    /// manifests that do not tell sizes, and would be wrong for ever if they took a damaged one's.
+    pub fn verified_size(&self, digest: Digest) -> Option<u64> {
+        let file = self.open_blob(digest)?;
+        let size = file.metadata().ok()?.len();
+        (blob::hash(&file).ok()? == digest).then_some(size)
+    }
+
     /// Starts a blob of at most `limit` bytes. Nothing is created before the first byte comes.
     pub fn blob_writer(&self, limit: u64) -> BlobWriter {
         BlobWriter::new(self.clone(), limit)
@@ -340,21 +348,33 @@ impl Cache {
     /// As [`Cache::versions`], with the state that each entry had when it was fetched; without
     /// entries that are damaged before that point.
     pub fn versions_with_state(&self, host: &HostId, bundle: &BundleId) -> Vec<(Version, State)> {
-        let state = |version: &Version| {
-            spellings(host).find_map(|spelling| {
-                let dir = self.open_dir(&manifest_dir(&spelling, bundle)).ok()?;
-                let file = dir.open_file(&format!("{version}.json")).ok()?;
-                let entry = io::BufReader::new(file.take(MAX_MANIFEST));
-                Some(match dialect::read_state(entry)?.as_deref() {
-                    Some("yanked") => State::Yanked,
-                    _ => State::Published,
-                })
-            })
+        let state = |version: Version| {
+            let id = VersionRef {
+                bundle: bundle.clone(),
+                version,
+            };
+            self.state(host, &id).map(|state| (id.version, state))
         };
         self.versions(host, bundle)
             .into_iter()
-            .filter_map(|version| state(&version).map(|state| (version, state)))
+            .filter_map(state)
             .collect()
+    }
+
+    /// The state that the entry of `version` had when it was fetched; `None` without an entry, or if
+    /// it is damaged before that point.
+    pub fn state(&self, host: &HostId, version: &VersionRef) -> Option<State> {
+        spellings(host).find_map(|spelling| {
+            let dir = self
+                .open_dir(&manifest_dir(&spelling, &version.bundle))
+                .ok()?;
+            let file = dir.open_file(&format!("{}.json", version.version)).ok()?;
+            let entry = io::BufReader::new(file.take(MAX_MANIFEST));
+            Some(match dialect::read_state(entry)?.as_deref() {
+                Some("yanked") => State::Yanked,
+                _ => State::Published,
+            })
+        })
     }
 
     fn open_dir(&self, path: &str) -> io::Result<Dir> {

@@ -12,15 +12,15 @@
 
 pub mod content;
 pub mod journal;
+mod kept;
 pub mod locks;
 mod readahead;
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lru::LruCache;
@@ -29,7 +29,7 @@ use tracing::{debug, error, info, warn};
 use crate::cache::{Cache, MANIFEST_TTL};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Manifest, State};
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::Metrics;
 use crate::reference::{HostId, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
@@ -43,9 +43,6 @@ const MANIFEST_MEMORY: usize = 24 << 20;
 
 /// How soon to look again for what could not be refreshed, and for local packs.
 const RECHECK: Duration = Duration::from_secs(60);
-
-/// How long a failed fetch is answered from memory: the kernel asks a failed READ twice.
-const FAILURE_MEMORY: Duration = Duration::from_secs(2);
 
 /// What a mount allows and how long it waits.
 #[derive(Debug, Clone)]
@@ -427,7 +424,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The first verdict, or else the last failure; [`Error::Offline`] without a source.
+    /// What the last source said, which is the registry itself; [`Error::Offline`] without a source.
     pub async fn fetch(
         self: &Arc<Self>,
         version: &VersionRef,
@@ -435,23 +432,14 @@ impl Store {
     ) -> Result<Arc<Loaded>> {
         let start = || {
             let (store, version) = (Arc::clone(self), version.clone());
-            let budget = Deadline::after(store.policy.metadata_timeout);
             async move {
-                budget
-                    .run(&version, store.fetch_now(&version, budget))
-                    .await
+                let budget = Deadline::after(store.policy.metadata_timeout);
+                store.fetch_now(&version, budget).await
             }
         };
-        if self.fetches.is_running(version) {
-            self.metrics.count(Counter::Joined);
-        }
-        let flight = async {
-            self.fetches
-                .run(version.clone(), start)
-                .await
-                .map_err(|lost| Error::Internal(lost.to_string()))?
-        };
-        deadline.run(version, flight).await
+        deadline
+            .join(&self.fetches, version, version, &self.metrics, start)
+            .await
     }
 
     async fn fetch_now(
@@ -462,34 +450,52 @@ impl Store {
         let mut failure = Error::Offline {
             what: version.to_string(),
         };
-        for source in &self.sources {
-            let error = match source.manifest(version, deadline).await {
-                Ok(document) => match self.accept(version, document, source.name()).await {
-                    Ok(loaded) => return Ok(loaded),
-                    Err(error) => error,
-                },
-                Err(error) => error,
+        for (asked, source) in self.sources.iter().enumerate() {
+            let share = deadline.share(self.sources.len() - asked);
+            let asking = async {
+                let document = source.manifest(version, share).await?;
+                self.accept(version, document, source.name()).await
             };
-            debug!(%version, source = source.name(), %error, "no manifest");
-            if error.is_absence() {
-                if self.known(version).is_some() && lock(&self.removed).insert(version.clone()) {
-                    info!(%version, "the registry no longer has this version");
+            match share.run(version, asking).await {
+                Ok(loaded) => return Ok(loaded),
+                Err(error) => {
+                    debug!(%version, source = source.name(), %error, "no manifest");
+                    failure = error;
                 }
-                return Err(error);
             }
-            failure = error;
+        }
+        if failure.is_absence()
+            && self.known(version).is_some()
+            && lock(&self.removed).insert(version.clone())
+        {
+            info!(%version, "the registry no longer has this version");
         }
         Err(failure)
     }
 
-    /// Checks a document, remembers it and writes it to the cache.
+    /// Checks a document, remembers it and writes it to the cache. A large one takes a tenth of a
+    /// second, so not on a thread that serves sockets.
     async fn accept(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        document: Document,
+        origin: &str,
+    ) -> Result<Arc<Loaded>> {
+        let (store, id, origin) = (Arc::clone(self), version.clone(), Arc::from(origin));
+        let accepting =
+            tokio::task::spawn_blocking(move || store.accept_blocking(&id, document, origin));
+        accepting
+            .await
+            .map_err(|lost| Error::Internal(format!("{version}: {lost}")))?
+    }
+
+    fn accept_blocking(
         &self,
         version: &VersionRef,
         mut document: Document,
-        origin: &str,
+        origin: Arc<str>,
     ) -> Result<Arc<Loaded>> {
-        document.fill_sizes(|digest| self.cache.blob_size(digest));
+        document.fill_sizes(|digest| self.cache.verified_size(digest));
         let manifest =
             document
                 .into_manifest(version.clone())
@@ -500,21 +506,17 @@ impl Store {
         self.check_table(&manifest)?;
         self.report_refused(&manifest);
         lock(&self.removed).remove(version);
-        let loaded = Arc::new(Loaded::new(
-            manifest,
-            self.host.clone(),
-            origin.into(),
-            MANIFEST_TTL,
-        ));
+        let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);
+        // A pack of this machine wins over what the registry has under the same name.
+        let local = self.load_local(version);
+        let fetched = Arc::new(fetched);
+        let loaded = local.map_or_else(|| Arc::clone(&fetched), Arc::new);
         lock(&self.manifests).insert(Arc::clone(&loaded));
-        let (cache, written) = (Arc::clone(&self.cache), Arc::clone(&loaded));
-        let writing = tokio::task::spawn_blocking(move || {
-            cache.write_manifest(&written.host, &written.manifest, Timestamp::now())
-        });
-        match writing.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%version, %error, "the manifest is not cached on disk"),
-            Err(error) => debug!(%version, %error, "the manifest is not cached on disk"),
+        let written = self
+            .cache
+            .write_manifest(&self.host, &fetched.manifest, Timestamp::now());
+        if let Err(error) = written {
+            debug!(%version, %error, "the manifest is not cached on disk");
         }
         Ok(loaded)
     }
@@ -523,33 +525,4 @@ impl Store {
 /// The key of a version in the journal.
 pub fn journal_key(host: &HostId, version: &VersionRef) -> String {
     format!("{}/{version}", host.as_str())
-}
-
-/// Failures that are answered from memory for a moment.
-struct Failures<K: std::hash::Hash + Eq>(Mutex<LruCache<K, (Instant, Error)>>);
-
-impl<K: std::hash::Hash + Eq> Default for Failures<K> {
-    fn default() -> Self {
-        // Only the last two seconds count; more failures than this in that time are asked again.
-        const MOST: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
-        Self(Mutex::new(LruCache::new(MOST)))
-    }
-}
-
-impl<K: std::hash::Hash + Eq> Failures<K> {
-    fn remember(&self, key: K, error: Error) {
-        lock(&self.0).put(key, (Instant::now(), error));
-    }
-
-    fn recent(&self, key: &K) -> Option<Error> {
-        let mut failures = lock(&self.0);
-        match failures.peek(key) {
-            Some((at, error)) if at.elapsed() < FAILURE_MEMORY => Some(error.clone()),
-            Some(_) => {
-                failures.pop(key);
-                None
-            }
-            None => None,
-        }
-    }
 }

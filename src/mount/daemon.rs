@@ -66,6 +66,7 @@ pub async fn run(plan: Plan, starter: Option<Starter>) -> super::Result<Ending> 
 }
 
 struct Started {
+    registry: String,
     mounted: Mounted,
     serving: super::Serving,
     signals: StopSignals,
@@ -117,8 +118,8 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
-    info!(dir = %mounted.dir().display(), registry = plan.registry, "mounted");
     Ok(Started {
+        registry: plan.registry,
         mounted,
         serving,
         signals,
@@ -129,6 +130,9 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
 
 impl Started {
     async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
+        let dir = self.mounted.dir().to_owned();
+        let registry = std::mem::take(&mut self.registry);
+        let mounted = move || info!(dir = %dir.display(), registry, "mounted");
         match starter {
             Some(starter) => {
                 if let Err(error) = starter.ready(&self.mounted) {
@@ -136,8 +140,9 @@ impl Started {
                     let _ = self.mounted.unmount_or_detach();
                     return Ok(Ending::Unmounted);
                 }
+                mounted();
             }
-            None => warm_up_elsewhere(self.mounted.dir()),
+            None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
         let mut tasks = vec![tokio::spawn(self.fs.tick())];
         tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
@@ -152,13 +157,15 @@ impl Started {
 }
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
-/// own mount would survive `kill -9`.
-fn warm_up_elsewhere(dir: &Path) {
+/// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
+/// so that whoever waits for what it says can also unmount.
+fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
             warn!(%error, "the mount could not be warmed up; it works, with more requests");
         }
+        done();
     });
 }
 

@@ -3,4 +3,5 @@
 
 pub(crate) mod fault_server;
 pub(crate) mod fuse;
+pub(crate) mod mount;
 pub(crate) mod registry;
