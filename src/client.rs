@@ -7,7 +7,11 @@
 //! One [`Client`] serves one registry, for a mount as well as for a command that ends soon. Making
 //! one contacts nobody.
 
+mod sources;
+
 use std::sync::Arc;
+
+use sources::Sources;
 
 use crate::cache::Cache;
 use crate::config::Config;
@@ -17,10 +21,10 @@ use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::reference::{BundleRef, HostId, Selector, VersionRef};
 use crate::resolve::{self, Resolver};
-use crate::source::api::{ApiSettings, ApiSource};
+use crate::source::Deadline;
 use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
-use crate::source::{Deadline, Source};
+use crate::source::oci::reference::Endpoint;
 use crate::store::journal::Journal;
 use crate::store::{self, Loaded, Policy, Store};
 
@@ -38,13 +42,20 @@ pub struct Client {
     pub metrics: Arc<Metrics>,
 }
 
-/// The registry's partition of the cache.
+/// The registry's partition of the cache: that of whoever says which versions there are.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] for a URL that cannot be a registry's.
 pub fn host_of(config: &Config) -> Result<HostId> {
-    HostId::from_url(&config.api_url.value).map_err(|error| Error::Config(error.to_string()))
+    let wrong = |problem: String| Error::Config(problem);
+    if config.has_api() {
+        HostId::from_url(&config.api_url.value).map_err(|error| wrong(error.to_string()))
+    } else {
+        let registry = Endpoint::from_url(config.registry());
+        let host = registry.and_then(|registry| registry.host_id());
+        host.map_err(|error| wrong(error.to_string()))
+    }
 }
 
 impl Client {
@@ -53,29 +64,25 @@ impl Client {
     /// # Errors
     ///
     /// [`Error::Config`] for settings that cannot be used: a CA file without certificates, http to
-    /// another machine, a URL with credentials in it.
+    /// another machine, a URL with credentials in it, a mirror of what is not asked.
     pub fn new(config: &Config, directories: &Directories, keys: KeyChain) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
         let host = host_of(config)?;
         let cache = Arc::new(Cache::new(directories.cache.clone()));
-        let mut guarded = Vec::new();
-        if !config.offline.value {
+        let Sources {
+            guarded,
+            names,
+            content,
+        } = if config.offline.value {
+            Sources::default()
+        } else {
             let http = HttpClient::new(&HttpSettings {
                 ca_file: config.ca_file.value.clone(),
                 insecure_http: config.insecure_http.value,
                 metrics: Arc::clone(&metrics),
             })?;
-            let api = ApiSource::new(ApiSettings {
-                base: config.api_url.value.clone(),
-                keys,
-                http,
-            })?;
-            guarded.push(Arc::new(Guarded::new(Arc::new(api))));
-        }
-        let sources: Vec<Arc<dyn Source>> = guarded
-            .iter()
-            .map(|source| Arc::clone(source) as Arc<dyn Source>)
-            .collect();
+            sources::assemble(config, keys, &http)?
+        };
         let state = directories.own_state();
         let journal = Arc::new(Journal::open(
             &state
@@ -85,7 +92,7 @@ impl Client {
         let resolver = Resolver::new(resolve::Settings {
             host: host.clone(),
             cache: Arc::clone(&cache),
-            sources: sources.clone(),
+            sources: names,
             namespaces: config.namespaces.value.clone(),
             local_packs: config.local_packs.value,
             respect_removal: config.respect_removal.value,
@@ -95,7 +102,7 @@ impl Client {
         let store = Store::new(store::Settings {
             host,
             cache,
-            sources,
+            sources: content,
             journal: Arc::clone(&journal),
             state_dir: Some(state),
             policy: Policy {

@@ -176,6 +176,15 @@ impl KeyChain {
         }
     }
 
+    /// The same without a key of the environment, for a registry that is not Musher's: that key is
+    /// there for all programs and not meant for just any host. One on the command line is.
+    #[must_use]
+    pub fn without_environment(mut self) -> Self {
+        self.given
+            .take_if(|(_, origin)| *origin == KeyOrigin::Environment);
+        self
+    }
+
     /// Looks the key up anew. May wait for the disk, and with the feature `keyring` for up to
     /// three seconds for the secret service: not for a thread that serves requests.
     ///

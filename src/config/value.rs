@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use url::Url;
+use url::{Host, Url};
 
 use super::THREADS;
 use crate::reference::Namespace;
@@ -104,6 +104,71 @@ pub fn url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// An OCI registry: `[http[s]://]HOST[:PORT][/PREFIX]`. Without a scheme it is https, on loopback
+/// http.
+pub fn registry(text: &str) -> Result<Url, String> {
+    let text = text.trim();
+    if text.contains("://") {
+        return url(text);
+    }
+    let secure = url(&format!("https://{text}"))?;
+    if is_loopback(&secure) {
+        url(&format!("http://{text}"))
+    } else {
+        Ok(secure)
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => false,
+    }
+}
+
+/// A mirror of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// What it is a mirror of: `api`, `oci`, or a host; of whatever registry is in use if not said.
+    pub of: Option<String>,
+    /// Where it is.
+    pub url: Url,
+    /// Whether it is asked for names too, not only for content.
+    pub resolve: bool,
+}
+
+/// One mirror: `[FOR=]URL[#resolve]`.
+pub fn mirror(text: &str) -> Result<Mirror, String> {
+    let text = text.trim();
+    let (of, rest) = match text.split_once('=') {
+        Some((of, rest)) if !of.contains("://") => (Some(of.trim().to_owned()), rest),
+        _ => (None, text),
+    };
+    let (url, resolve) = match rest.split_once('#') {
+        None => (rest, false),
+        Some((url, "resolve")) => (url, true),
+        Some(_) => return Err("behind the `#` of a mirror only `resolve` can stand".into()),
+    };
+    if of.as_deref() == Some("") {
+        return Err("it does not say what it is a mirror of before the `=`".into());
+    }
+    Ok(Mirror {
+        of,
+        url: registry(url)?,
+        resolve,
+    })
+}
+
+/// Mirrors with commas between them, the nearest first.
+pub fn mirrors(text: &str) -> Result<Vec<Mirror>, String> {
+    text.split(',')
+        .filter(|item| !item.trim().is_empty())
+        .map(mirror)
+        .collect()
+}
+
 /// One namespace.
 pub fn namespace(text: &str) -> Result<Namespace, String> {
     text.trim().parse().map_err(|error| format!("{error}"))
@@ -191,6 +256,28 @@ mod tests {
             "18446744073709551616",
         ] {
             assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mirrors_say_of_what_and_whether_they_resolve() {
+        let mirror = |text: &str| super::mirror(text).unwrap();
+        let plain = mirror("localhost:5000");
+        assert_eq!((plain.of, plain.resolve), (None, false));
+        assert_eq!(plain.url.as_str(), "http://localhost:5000/");
+        let full = mirror("ghcr.io=https://cache.example/proxy#resolve");
+        assert_eq!((full.of.as_deref(), full.resolve), (Some("ghcr.io"), true));
+        assert_eq!(full.url.as_str(), "https://cache.example/proxy");
+        assert_eq!(mirrors("a.example, b.example#resolve").unwrap().len(), 2);
+        for bad in [
+            "",
+            "=https://x",
+            "https://x#yes",
+            "https://x?a=b",
+            "u:p@x",
+            "oci=ftp://x",
+        ] {
+            assert!(super::mirror(bad).is_err(), "{bad}");
         }
     }
 

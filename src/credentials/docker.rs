@@ -29,11 +29,9 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 use rustix::fs::{Mode, OFlags};
 
 use super::file::{KeyFile, OnProblem};
-use super::{ApiKey, KeyChain, KeyOrigin};
+use super::{ApiKey, KeyChain};
 use crate::error::{Error, Result};
 
-/// The variable that holds the user's name for the OCI registry.
-pub const USER_VARIABLE: &str = "MUSHERFS_OCI_USER";
 /// The variable that holds the password for the OCI registry.
 pub const PASSWORD_VARIABLE: &str = "MUSHERFS_OCI_PASSWORD";
 /// The user's name that goes with a Musher key.
@@ -80,7 +78,8 @@ enum Password {
 }
 
 impl GivenLogin {
-    /// The login of the flags or else of the environment; `None` if there is none.
+    /// The login of these settings; without a file the password is in the environment. `None` if
+    /// there is none.
     ///
     /// # Errors
     ///
@@ -97,7 +96,7 @@ impl GivenLogin {
         variable: &dyn Fn(&'static str) -> Option<String>,
     ) -> Result<Option<Self>> {
         let variable = |name| variable(name).filter(|text: &String| !text.trim().is_empty());
-        let user = user.map(str::to_owned).or_else(|| variable(USER_VARIABLE));
+        let user = user.map(str::to_owned);
         let password = match password_file {
             Some(path) => Some(Password::File(Arc::new(KeyFile::new(
                 path,
@@ -124,8 +123,11 @@ impl GivenLogin {
             (Some(_), None) => Err(Error::Config(format!(
                 "a user name for the OCI registry needs --oci-password-file or {PASSWORD_VARIABLE}"
             ))),
-            (None, Some(_)) => Err(Error::Config(format!(
-                "a password for the OCI registry needs --oci-user or {USER_VARIABLE}"
+            (None, Some(Password::File(_))) => Err(Error::Config(
+                "a password for the OCI registry needs --oci-user or MUSHERFS_OCI_USER".into(),
+            )),
+            (None, Some(Password::Value(_))) => Err(Error::Config(format!(
+                "{PASSWORD_VARIABLE} needs --oci-user or MUSHERFS_OCI_USER"
             ))),
         }
     }
@@ -341,12 +343,6 @@ fn ask(
     }
 }
 
-/// Whether a key was named for this very call, on the command line or in the code: then it is meant
-/// for whatever registry the call is about.
-pub fn is_deliberate(origin: &KeyOrigin) -> bool {
-    matches!(origin, KeyOrigin::Flag | KeyOrigin::Fixed)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -466,10 +462,10 @@ mod tests {
         assert!(choose(None, &[]).unwrap().is_none());
         assert!(choose(Some("me"), &[]).is_err());
         assert!(choose(None, &[(PASSWORD_VARIABLE, "x")]).is_err());
-        let both = [(PASSWORD_VARIABLE, "x"), (USER_VARIABLE, "me")];
-        let login = choose(None, &both).unwrap().unwrap();
-        assert_eq!(login.login().unwrap(), password("me", "x").unwrap());
-        assert!(!format!("{login:?}").contains('x') || format!("{login:?}").contains("…"));
+        let both = [(PASSWORD_VARIABLE, "hunter2")];
+        let login = choose(Some("me"), &both).unwrap().unwrap();
+        assert_eq!(login.login().unwrap(), password("me", "hunter2").unwrap());
+        assert!(!format!("{login:?}").contains("hunter2"));
         assert!(choose(Some("a:b"), &both).is_err());
     }
 

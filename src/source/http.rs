@@ -275,12 +275,15 @@ impl HttpClient {
         }
     }
 
-    /// The same client for a source that others stand in for: one attempt, since the next source is
-    /// a better second one.
+    /// The same client for a source behind which another waits: one attempt and little time to
+    /// answer, since the next source is the better second attempt.
     pub fn impatient(&self) -> Self {
+        const PATIENCE: Duration = Duration::from_secs(5);
         Self {
             timing: Timing {
                 attempts: 1,
+                first_byte: self.timing.first_byte.min(PATIENCE),
+                stall_window: self.timing.stall_window.min(PATIENCE),
                 ..self.timing
             },
             ..self.for_source()

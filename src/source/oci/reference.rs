@@ -16,6 +16,7 @@ use std::str::FromStr;
 
 use url::{Host, Url};
 
+use crate::config::value;
 use crate::digest::Digest;
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, MAX_VERSION, Version};
@@ -163,19 +164,7 @@ impl FromStr for Endpoint {
 
     /// `[http[s]://]HOST[:PORT][/PREFIX]`. Without a scheme it is https, on loopback http.
     fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
-        let text = text.trim();
-        // Not repeated: it may hold a password.
-        let parse = |text: &str| {
-            Url::parse(text).map_err(|error| InvalidEndpoint(format!("not an address ({error})")))
-        };
-        if text.contains("://") {
-            return Self::from_url(&parse(text)?);
-        }
-        let secure = Self::from_url(&parse(&format!("https://{text}"))?)?;
-        if secure.is_loopback() {
-            return Self::from_url(&parse(&format!("http://{text}"))?);
-        }
-        Ok(secure)
+        Self::from_url(&value::registry(text).map_err(InvalidEndpoint)?)
     }
 }
 
@@ -390,7 +379,6 @@ mod tests {
             "https://",
             "user:secret@ghcr.io",
             "https://x/?a=b",
-            "x/..",
             "x/A",
             "x/a//b",
             "https://x#f",
