@@ -153,7 +153,7 @@ fn what_cannot_be_mounted_is_said_with_the_right_exit_code() {
         let output = try_it(&["--api-url", &url, "/proc"]);
         assert_fails(&output, 4, &["proc"]);
         let output = try_it(&["--api-url", "http://registry.example", empty]);
-        assert_fails(&output, 4, &["http", "hint: "]);
+        assert_fails(&output, 4, &["registry.example", "--insecure-http"]);
         let output = try_it(&["--api-url", "no url", empty]);
         assert_fails(&output, 64, &["--api-url"]);
         let output = try_it(&["-o", "no_such_option", empty]);

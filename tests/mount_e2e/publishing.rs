@@ -114,13 +114,14 @@ fn what_is_published_is_mounted_and_what_is_yanked_is_withdrawn() {
         &["acme/kit@1.1.0", "--reason", "wrong prompt"],
     ));
     let listed: Value = serde_json::from_str(&succeed(&mut registry("list", &["--json"]))).unwrap();
-    let states: Vec<_> = listed
+    let mut states: Vec<_> = listed
         .as_array()
         .unwrap()
         .iter()
-        .map(|row| &row["state"])
+        .map(|row| format!("{} {}", row["version"], row["state"]))
         .collect();
-    assert_eq!(states, ["published", "yanked"]);
+    states.sort();
+    assert_eq!(states, [r#""1.0.0" "published""#, r#""1.1.0" "yanked""#]);
     let table = succeed(&mut registry("list", &[]));
     assert!(
         table.contains("acme/kit") && table.contains("yanked"),
