@@ -41,6 +41,10 @@ const LISTS_AT_A_TIME: usize = 16;
 /// A ref is refreshed ahead when less than this is left of its life.
 const AHEAD: Duration = Duration::from_secs(60);
 
+mod locked;
+
+pub use locked::Locked;
+
 /// What a [`Resolver`] works with.
 pub struct Settings {
     /// The registry's partition of the cache.
@@ -113,6 +117,7 @@ pub struct Resolver {
     root: Mutex<Option<(Arc<BTreeSet<Namespace>>, Instant)>>,
     root_flight: SingleFlight<(), Arc<BTreeSet<Namespace>>>,
     on_move: std::sync::OnceLock<OnMove>,
+    locked: std::sync::OnceLock<Arc<Locked>>,
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -135,12 +140,28 @@ impl Resolver {
             root: Mutex::default(),
             root_flight: SingleFlight::default(),
             on_move: std::sync::OnceLock::new(),
+            locked: std::sync::OnceLock::new(),
         })
     }
 
     /// Sets who is told about moves that a refresh ahead finds; once.
     pub fn on_move(&self, told: OnMove) {
         let _ = self.on_move.set(told);
+    }
+
+    /// What the lockfile says of a name; `None` if there is no lockfile.
+    pub fn locked_now(
+        &self,
+        bundle: &BundleId,
+        selector: &Selector,
+    ) -> Option<Result<Resolution>> {
+        let locked = self.locked.get()?;
+        Some(locked.resolve(bundle, selector))
+    }
+
+    /// From now on only these names exist, and they do not move; once.
+    pub fn lock_to(&self, locked: Arc<Locked>) {
+        let _ = self.locked.set(locked);
     }
 
     /// Whether there is anybody to ask.
@@ -156,6 +177,9 @@ impl Resolver {
         bundle: &BundleId,
         selector: &Selector,
     ) -> Option<Result<Resolution>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(locked.resolve(bundle, selector));
+        }
         if let Selector::Version(version) = selector {
             return Some(Ok(Resolution {
                 version: version.clone(),
@@ -232,7 +256,11 @@ impl Resolver {
     }
 
     /// Asks the sources, however fresh the ref may be.
-    async fn ask(
+    ///
+    /// # Errors
+    ///
+    /// What the sources said; nothing older is given instead.
+    pub async fn ask(
         self: &Arc<Self>,
         bundle: &BundleId,
         selector: &Selector,
@@ -500,6 +528,9 @@ impl Resolver {
     ///
     /// `None`: it may exist. [`Resolver::namespace`] asks.
     pub fn namespace_now(&self, namespace: &Namespace) -> Option<bool> {
+        if let Some(locked) = self.locked.get() {
+            return Some(locked.namespaces().contains(namespace));
+        }
         let Settings { cache, host, .. } = &self.settings;
         if self.settings.namespaces.contains(namespace)
             || lock(&self.listings).contains_key(namespace)
@@ -540,6 +571,9 @@ impl Resolver {
 
     /// The namespace's listing, if it is fresh or nobody can be asked.
     pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.listing(namespace)));
+        }
         if let Some(listing) = self.fresh_listing(namespace, true) {
             return Some(listing);
         }
@@ -756,6 +790,9 @@ impl Resolver {
 
     /// The namespaces that the root lists, if that is known and fresh.
     pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.namespaces()));
+        }
         if self.is_offline() {
             return Some(Arc::new(self.cached_namespaces()));
         }
