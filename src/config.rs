@@ -324,12 +324,7 @@ impl Config {
                 value::timeout,
                 || DEFAULT_CONTENT_TIMEOUT,
             )?,
-            cache_max_size: from.pick(
-                &CACHE_MAX_SIZE,
-                flags.cache_max_size,
-                value::size,
-                || 0,
-            )?,
+            cache_max_size: from.pick(&CACHE_MAX_SIZE, flags.cache_max_size, value::size, || 0)?,
             locked: from.path(&LOCKED, flags.locked)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);

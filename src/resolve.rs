@@ -150,11 +150,7 @@ impl Resolver {
     }
 
     /// What the lockfile says of a name; `None` if there is no lockfile.
-    pub fn locked_now(
-        &self,
-        bundle: &BundleId,
-        selector: &Selector,
-    ) -> Option<Result<Resolution>> {
+    pub fn locked_now(&self, bundle: &BundleId, selector: &Selector) -> Option<Result<Resolution>> {
         let locked = self.locked.get()?;
         Some(locked.resolve(bundle, selector))
     }

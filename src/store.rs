@@ -428,7 +428,9 @@ impl Store {
             }
             return Err(Error::Contradiction {
                 what: id.to_string(),
-                detail: format!("the lockfile says that its table is {expected}, and it is {table}"),
+                detail: format!(
+                    "the lockfile says that its table is {expected}, and it is {table}"
+                ),
             });
         }
         self.journal

@@ -363,8 +363,8 @@ impl Sweep<'_> {
         }
         let everything = matches!(self.selection, Selection::Everything { .. });
         let youngest = if everything { Duration::ZERO } else { GRACE };
-        let now = UNIX_EPOCH
-            + Duration::from_secs(u64::try_from(self.now.as_second()).unwrap_or(0));
+        let now =
+            UNIX_EPOCH + Duration::from_secs(u64::try_from(self.now.as_second()).unwrap_or(0));
         let mut candidates: Vec<BlobFile> = Vec::new();
         self.cache.for_each_blob(|blob| {
             let age = now.duration_since(blob.modified).unwrap_or_default();
@@ -427,9 +427,9 @@ impl Sweep<'_> {
             let Ok(dir) = self.root.open(&dir_path) else {
                 continue;
             };
-            let is_old = dir.stat(&name).is_ok_and(|stat| {
-                self.since(stat.st_mtime) > MANIFEST_TTL
-            });
+            let is_old = dir
+                .stat(&name)
+                .is_ok_and(|stat| self.since(stat.st_mtime) > MANIFEST_TTL);
             if is_old || everything {
                 self.leftover(&dir, &dir_path, &name);
             }

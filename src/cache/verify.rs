@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use jiff::Timestamp;
 
 use super::blob::{BLOBS, hash, place_of};
-use super::clean::marks::{places, references};
 use super::clean::bundle_of;
+use super::clean::marks::{places, references};
 use super::dir::Dir;
 use super::scan::BlobFile;
 use super::{Cache, CachedManifest, MANIFEST_TTL, MAX_MANIFEST, read_json};

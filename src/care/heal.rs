@@ -139,7 +139,10 @@ async fn foreign(client: &Client, healed: &mut Healed) {
         if cached.is_superset || host.is_local() {
             continue;
         }
-        let path = format!("manifests/{host}/{}/{}.json", version.bundle, version.version);
+        let path = format!(
+            "manifests/{host}/{}/{}.json",
+            version.bundle, version.version
+        );
         let answer = match cached.fetched_at {
             Some(_) => cache.rewrite_foreign(host, version),
             // Nobody knows how old it is; the registry does.

@@ -173,9 +173,8 @@ impl Keeper {
         let (cache, now) = (self.client.store.cache(), Timestamp::now());
         !self.client.sources.is_empty()
             && self.pins.list().is_ok_and(|pins| {
-                pins.iter().any(|pin| {
-                    pin.registry == *self.client.store.host() && pin.is_due(cache, now)
-                })
+                pins.iter()
+                    .any(|pin| pin.registry == *self.client.store.host() && pin.is_due(cache, now))
             })
     }
 }

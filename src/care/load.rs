@@ -150,6 +150,11 @@ impl Planned {
         self.loaded.manifest.id()
     }
 
+    /// The list of its files.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
     /// Loads it.
     pub async fn run(self, client: &Client, progress: &dyn Progress) -> Report {
         let Self {
@@ -186,26 +191,29 @@ impl Planned {
         }
         // With nobody to ask any more, the rest would only fail one by one.
         let given_up = AtomicBool::new(false);
-        let results: Vec<(u32, u64, Result<()>)> = futures_util::stream::iter(files.iter().copied())
-            .map(|(index, size)| {
-                let (loaded, given_up) = (&loaded, &given_up);
-                async move {
-                    if given_up.load(Ordering::Relaxed) {
-                        let what = loaded.manifest.id().to_string();
-                        return (index, size, Err(Error::Offline { what }));
+        let results: Vec<(u32, u64, Result<()>)> =
+            futures_util::stream::iter(files.iter().copied())
+                .map(|(index, size)| {
+                    let (loaded, given_up) = (&loaded, &given_up);
+                    async move {
+                        if given_up.load(Ordering::Relaxed) {
+                            let what = loaded.manifest.id().to_string();
+                            return (index, size, Err(Error::Offline { what }));
+                        }
+                        let answer = one(client, loaded, index, options).await;
+                        match &answer {
+                            Ok(()) => progress.done(size),
+                            Err(error) if error.is_outage() => {
+                                given_up.store(true, Ordering::Relaxed)
+                            }
+                            Err(_) => {}
+                        }
+                        (index, size, answer)
                     }
-                    let answer = one(client, loaded, index, options).await;
-                    match &answer {
-                        Ok(()) => progress.done(size),
-                        Err(error) if error.is_outage() => given_up.store(true, Ordering::Relaxed),
-                        Err(_) => {}
-                    }
-                    (index, size, answer)
-                }
-            })
-            .buffered(AT_A_TIME)
-            .collect()
-            .await;
+                })
+                .buffered(AT_A_TIME)
+                .collect()
+                .await;
         let mut report = Report {
             fetched_files: 0,
             fetched_bytes: 0,

@@ -157,7 +157,10 @@ impl Lockfile {
             locked
                 .add(&reference, entry.version.clone(), entry.table)
                 .map_err(|other| {
-                    format!("{reference} is there twice, as {} and {other}", entry.version)
+                    format!(
+                        "{reference} is there twice, as {} and {other}",
+                        entry.version
+                    )
                 })?;
         }
         Ok(locked)

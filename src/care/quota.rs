@@ -238,7 +238,12 @@ impl Quota {
 
 impl Gate for Quota {
     fn grow(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
-        let full = || io::Error::new(io::ErrorKind::StorageFull, "the cache has come to its limit");
+        let full = || {
+            io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the cache has come to its limit",
+            )
+        };
         if bytes > self.max {
             return Err(full());
         }

@@ -216,7 +216,10 @@ pub(super) fn temporaries(root: &Dir) -> Vec<(String, String)> {
 fn is_temporary(name: &str) -> bool {
     let stem = name.strip_suffix(".json").unwrap_or(name);
     stem.strip_prefix("tmp").is_some_and(|random| {
-        random.len() == 8 && random.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        random.len() == 8
+            && random
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_')
     })
 }
 
