@@ -19,7 +19,7 @@ mod readahead;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -567,7 +567,7 @@ impl Store {
         let local = self.load_local(version);
         let fetched = Arc::new(fetched);
         let loaded = local.map_or_else(|| Arc::clone(&fetched), Arc::new);
-        lock(&self.manifests).insert(Arc::clone(&loaded));
+        self.keep_manifest(&loaded);
         let written = self
             .cache
             .write_manifest(&self.host, &fetched.manifest, Timestamp::now());

@@ -75,6 +75,8 @@ impl Locked {
                 version,
                 remaining: Duration::MAX,
                 document: None,
+                // Nothing here moves: no answer is newer than another.
+                order: 0,
             }),
             None => Err(Error::not_found(format_args!(
                 "{} (it is not in the lockfile)",

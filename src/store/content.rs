@@ -143,6 +143,7 @@ impl Store {
             return Some(Ok(()));
         }
         let wanted = Wanted::new(loaded, entry);
+        self.tell_read(wanted.digest);
         if let Some(verified) = self.content.kept.opened(&wanted.digest) {
             if verified.read(wanted.size, offset, size, buffer).is_ok() {
                 self.note_read(loaded, index);
@@ -331,22 +332,13 @@ impl Store {
     /// take the room.
     pub fn close_blobs(&self, digests: &[Digest]) {
         for digest in digests {
-            self.content.forget(digest);
+            self.content.kept.forget(digest);
         }
     }
 
     /// Closes every blob that has lost its name, whoever took it.
     pub fn close_nameless(&self) {
-        let nameless = |open: &(File, Fingerprint)| open.0.metadata().is_ok_and(|m| m.nlink() == 0);
-        let mut blobs = lock(&self.content.open);
-        let gone: Vec<Digest> = blobs
-            .iter()
-            .filter(|(_, open)| nameless(open))
-            .map(|(digest, _)| *digest)
-            .collect();
-        for digest in &gone {
-            blobs.pop(digest);
-        }
+        self.content.kept.forget_nameless();
     }
 
     /// Whether the file's blob is cached, verified or not.
