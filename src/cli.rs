@@ -11,11 +11,15 @@
 mod cache;
 mod completions;
 pub mod failure;
+mod load;
+mod lock;
 pub mod logging;
 mod ls;
 mod man;
 mod mount;
 mod output;
+mod pin;
+mod progress;
 mod registry;
 mod resolve;
 mod shared;
@@ -94,6 +98,11 @@ enum Command {
     Umount(umount::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
+    Load(load::Args),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Pins(pin::PinsArgs),
+    Lock(lock::Args),
     Status(status::Args),
     Cache(cache::Args),
     Registry(registry::Args),
@@ -131,6 +140,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Resolve(args) => {
             logging::init_command(verbosity)?;
             resolve::run(&args)
+        }
+        Command::Load(args) => {
+            logging::init_command(verbosity)?;
+            load::run(&args)
+        }
+        Command::Pin(args) => {
+            logging::init_command(verbosity)?;
+            pin::pin(&args)
+        }
+        Command::Unpin(args) => {
+            logging::init_command(verbosity)?;
+            pin::unpin(&args)
+        }
+        Command::Pins(args) => {
+            logging::init_command(verbosity)?;
+            pin::pins(&args)
+        }
+        Command::Lock(args) => {
+            logging::init_command(verbosity)?;
+            lock::run(&args)
         }
         Command::Status(args) => {
             logging::init_command(verbosity)?;

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::reference::{BundleRef, HostId, Selector, VersionRef};
-use crate::resolve::{self, Resolver};
+use crate::resolve::{self, Locked, Resolver};
 use crate::source::Deadline;
 use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
@@ -28,7 +28,8 @@ use crate::source::oci::reference::Endpoint;
 use crate::store::journal::Journal;
 use crate::store::{self, Loaded, Policy, Store};
 
-/// One registry, its cache and what is known of it.
+/// One registry, its cache and what is known of it. Clones share all of it.
+#[derive(Clone)]
 pub struct Client {
     /// Names to versions.
     pub resolver: Arc<Resolver>,
@@ -66,6 +67,20 @@ impl Client {
     /// [`Error::Config`] for settings that cannot be used: a CA file without certificates, http to
     /// another machine, a URL with credentials in it, a mirror of what is not asked.
     pub fn new(config: &Config, directories: &Directories, keys: KeyChain) -> Result<Self> {
+        Self::locked(config, directories, keys, None)
+    }
+
+    /// The same, where only what was locked exists.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::new`].
+    pub fn locked(
+        config: &Config,
+        directories: &Directories,
+        keys: KeyChain,
+        locked: Option<Arc<Locked>>,
+    ) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
         let host = host_of(config)?;
         let cache = Arc::new(Cache::new(directories.cache.clone()));
@@ -99,6 +114,9 @@ impl Client {
             timeout: config.metadata_timeout.value,
             metrics: Arc::clone(&metrics),
         });
+        if let Some(locked) = &locked {
+            resolver.lock_to(Arc::clone(locked));
+        }
         let store = Store::new(store::Settings {
             host,
             cache,
@@ -112,6 +130,7 @@ impl Client {
                 readahead: config.readahead.value,
                 metadata_timeout: config.metadata_timeout.value,
                 content_timeout: config.content_timeout.value,
+                locked,
             },
             metrics: Arc::clone(&metrics),
         });

@@ -2,8 +2,11 @@
 //! settings that follow from them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::failure::Failure;
+use crate::care::keeper;
+use crate::care::lockfile::Lockfile;
 use crate::client::{self, Client};
 use crate::config::{Config, Overrides, value};
 use crate::credentials::{ApiKey, KeyChain, KeyOrigin, given_key};
@@ -161,8 +164,23 @@ impl Context {
         )
     }
 
-    /// Everything that is needed to ask the registry and the cache. Contacts nobody.
+    /// Everything that is needed to ask the registry and the cache, for a command: what it writes
+    /// to the cache stays below the cache's limit. Contacts nobody.
     pub(super) fn client(&self) -> Result<Client, Failure> {
+        let client = self.unlimited_client()?;
+        let (state, limit) = (self.directories.own_state(), self.config.cache_limit());
+        keeper::limit_growth(&client, &state, limit);
+        Ok(client)
+    }
+
+    /// The same for a mount, which has a keeper for its cache.
+    pub(super) fn unlimited_client(&self) -> Result<Client, Failure> {
+        let locked = match &*self.config.locked {
+            Some(path) => Some(Arc::new(
+                Lockfile::read(path)?.locked(&self.config.api_url)?,
+            )),
+            None => None,
+        };
         let host = client::host_of(&self.config)?;
         let mut hosts = vec![host.as_str().to_owned()];
         hosts.extend(
@@ -170,10 +188,11 @@ impl Context {
                 .iter()
                 .map(|host| host.as_str().to_owned()),
         );
-        Ok(Client::new(
+        Ok(Client::locked(
             &self.config,
             &self.directories,
             self.keys(&hosts),
+            locked,
         )?)
     }
 

@@ -107,6 +107,14 @@ impl Resolver {
     ///
     /// `None`: [`Resolver::namespace`] would ask.
     pub fn namespace_now(&self, namespace: &Namespace) -> Option<Presence> {
+        if let Some(locked) = self.locked.get() {
+            let known = locked.namespaces().contains(namespace);
+            return Some(if known {
+                Presence::Known
+            } else {
+                Presence::Absent
+            });
+        }
         let Settings { cache, host, .. } = &self.settings;
         let now = Instant::now();
         let (confirmed, assumed) = lock(&self.listed.namespaces)
@@ -182,6 +190,9 @@ impl Resolver {
 
     /// The namespace's listing, if it is fresh or nobody can be asked.
     pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.listing(namespace)));
+        }
         if self.is_offline() {
             return Some(Arc::new(self.cached_listing(namespace)));
         }
@@ -476,6 +487,9 @@ impl Resolver {
 
     /// The namespaces that the root lists, if that is known and fresh.
     pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.namespaces()));
+        }
         if self.is_offline() {
             return Some(Arc::new(self.cached_namespaces()));
         }
