@@ -9,22 +9,24 @@
 
 mod sources;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sources::Sources;
 
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, value};
 use crate::credentials::KeyChain;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::reference::{BundleRef, HostId, Selector, VersionRef};
 use crate::resolve::{self, Locked, Resolver};
-use crate::source::Deadline;
 use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
+use crate::source::layout::LayoutSource;
 use crate::source::oci::reference::Endpoint;
+use crate::source::{Deadline, Source};
 use crate::store::journal::Journal;
 use crate::store::{self, Loaded, Policy, Store};
 
@@ -50,6 +52,9 @@ pub struct Client {
 /// [`Error::Config`] for a URL that cannot be a registry's.
 pub fn host_of(config: &Config) -> Result<HostId> {
     let wrong = |problem: String| Error::Config(problem);
+    if let Some(path) = layout_of(config) {
+        return Ok(LayoutSource::open(&path)?.host_id());
+    }
     if config.has_api() {
         HostId::from_url(&config.api_url.value).map_err(|error| wrong(error.to_string()))
     } else {
@@ -57,6 +62,15 @@ pub fn host_of(config: &Config) -> Result<HostId> {
         let host = registry.and_then(|registry| registry.host_id());
         host.map_err(|error| wrong(error.to_string()))
     }
+}
+
+/// The directory that stands in for a registry, if one does. It is read offline, too.
+pub fn layout_of(config: &Config) -> Option<PathBuf> {
+    let oci = config.oci_registry_url.value.as_ref()?;
+    if config.has_api() {
+        return None;
+    }
+    value::layout(oci)
 }
 
 impl Client {
@@ -82,22 +96,55 @@ impl Client {
         locked: Option<Arc<Locked>>,
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
-        let host = host_of(config)?;
-        let cache = Arc::new(Cache::new(directories.cache.clone()));
-        let Sources {
-            guarded,
-            names,
-            content,
-        } = if config.offline.value {
-            Sources::default()
+        let (host, sources) = if let Some(path) = layout_of(config) {
+            let layout = LayoutSource::open(&path)?;
+            (layout.host_id(), Sources::only(Arc::new(layout)))
+        } else if config.offline.value {
+            (host_of(config)?, Sources::default())
         } else {
             let http = HttpClient::new(&HttpSettings {
                 ca_file: config.ca_file.value.clone(),
                 insecure_http: config.insecure_http.value,
                 metrics: Arc::clone(&metrics),
             })?;
-            sources::assemble(config, keys, &http)?
+            (host_of(config)?, sources::assemble(config, keys, &http)?)
         };
+        Ok(Self::assemble(
+            config,
+            directories,
+            host,
+            sources,
+            metrics,
+            locked,
+        ))
+    }
+
+    /// A client of one source, whose versions are filed as those of `host`.
+    pub fn of_source(
+        config: &Config,
+        directories: &Directories,
+        host: HostId,
+        source: Arc<dyn Source>,
+    ) -> Self {
+        let sources = Sources::only(source);
+        let metrics = Arc::new(Metrics::default());
+        Self::assemble(config, directories, host, sources, metrics, None)
+    }
+
+    fn assemble(
+        config: &Config,
+        directories: &Directories,
+        host: HostId,
+        sources: Sources,
+        metrics: Arc<Metrics>,
+        locked: Option<Arc<Locked>>,
+    ) -> Self {
+        let Sources {
+            guarded,
+            names,
+            content,
+        } = sources;
+        let cache = Arc::new(Cache::new(directories.cache.clone()));
         let state = directories.own_state();
         let journal = Arc::new(Journal::open(
             &state
@@ -134,13 +181,13 @@ impl Client {
             },
             metrics: Arc::clone(&metrics),
         });
-        Ok(Self {
+        Self {
             resolver,
             store,
             journal,
             sources: guarded,
             metrics,
-        })
+        }
     }
 
     /// Resolves a reference and returns the manifest of the version that it means.

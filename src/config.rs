@@ -234,7 +234,7 @@ impl Overrides {
         match name.replace('-', "_").as_str() {
             "api_url" => self.api_url = Some(value::url(required()?)?),
             "ca_file" => self.ca_file = Some(required()?.into()),
-            "oci" => self.oci_registry_url = Some(value::registry(required()?)?),
+            "oci" => self.oci_registry_url = Some(value::oci(required()?)?),
             "oci_user" => self.oci_user = Some(required()?.to_owned()),
             "oci_password_file" => self.oci_password_file = Some(required()?.into()),
             "mirror" => self.mirrors.push(value::mirror(required()?)?),
@@ -329,7 +329,7 @@ impl Config {
             oci_registry_url: from.optional(
                 &OCI_REGISTRY_URL,
                 flags.oci_registry_url,
-                value::registry,
+                value::oci,
             )?,
             oci_user: from.optional(&OCI_USER, flags.oci_user, |text| Ok(text.to_owned()))?,
             oci_password_file: from.path(&OCI_PASSWORD_FILE, flags.oci_password_file)?,

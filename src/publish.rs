@@ -13,6 +13,9 @@
 
 pub mod artifact;
 mod definition;
+pub mod export;
+pub mod layout;
+pub mod oci;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod breaker;
 pub mod http;
+pub mod layout;
 pub mod mirror;
 pub mod oci;
 

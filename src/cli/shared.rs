@@ -84,8 +84,8 @@ impl SourceArgs {
             overrides.api_url = Some(url);
         }
         if let Some(text) = &self.oci {
-            let url = value::registry(text)
-                .map_err(|problem| Failure::usage(format!("--oci: {problem}")))?;
+            let url =
+                value::oci(text).map_err(|problem| Failure::usage(format!("--oci: {problem}")))?;
             overrides.oci_registry_url = Some(url);
         }
         for text in &self.mirrors {

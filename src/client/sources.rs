@@ -39,6 +39,18 @@ pub(super) struct Sources {
     pub(super) content: Vec<Arc<dyn Source>>,
 }
 
+impl Sources {
+    /// One source for everything.
+    pub(super) fn only(source: Arc<dyn Source>) -> Self {
+        let guarded = Arc::new(Guarded::new(source));
+        Self {
+            names: vec![Arc::clone(&guarded) as Arc<dyn Source>],
+            content: vec![Arc::clone(&guarded) as Arc<dyn Source>],
+            guarded: vec![guarded],
+        }
+    }
+}
+
 /// Puts the sources together. `keys` is where to look for the key of the registry.
 pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Result<Sources> {
     let files = LoginFiles::from_env();

@@ -1,6 +1,7 @@
 //! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
 //! file all accept the same.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use url::{Host, Url};
@@ -76,6 +77,9 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// How a directory is named where an OCI registry is expected.
+const LAYOUT: &str = "oci-layout:";
+
 /// A registry's URL, without trailing slashes below its root.
 ///
 /// A user or password in it is refused: it would end up in logs.
@@ -117,6 +121,30 @@ pub fn registry(text: &str) -> Result<Url, String> {
     } else {
         Ok(secure)
     }
+}
+
+/// Where OCI artifacts come from: a [`registry`], or `oci-layout:DIR`, a directory.
+pub fn oci(text: &str) -> Result<Url, String> {
+    let Some(path) = text.trim().strip_prefix(LAYOUT) else {
+        return registry(text);
+    };
+    if path.is_empty() {
+        return Err("oci-layout: is followed by a directory".into());
+    }
+    // A daemon's working directory is another one.
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    let url = Url::from_file_path(&path)
+        .map_err(|()| format!("{} is not a usable path", path.display()))?;
+    Url::parse(&format!("{LAYOUT}{}", url.path())).map_err(|error| error.to_string())
+}
+
+/// The directory that a value of [`oci`] is, if it is one.
+pub fn layout(url: &Url) -> Option<PathBuf> {
+    let path = url.as_str().strip_prefix(LAYOUT)?;
+    Url::parse(&format!("file://{path}"))
+        .ok()?
+        .to_file_path()
+        .ok()
 }
 
 fn is_loopback(url: &Url) -> bool {

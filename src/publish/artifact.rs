@@ -21,21 +21,8 @@ use serde_json::{Value, json};
 use super::Publication;
 use crate::digest::Digest;
 use crate::manifest::Manifest;
-use crate::reference::Version;
-
-/// The media type of an image manifest.
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The media type of a bundle's config.
-pub const CONFIG: &str = "application/vnd.musher.bundle.v1.config";
-/// The media type of a bundle's file.
-pub const ASSET: &str = "application/vnd.musher.bundle.v1.asset";
-/// The annotation of a layer that has its path, and of a manifest that has its bundle's name.
-pub const TITLE: &str = "org.opencontainers.image.title";
-/// The annotation with the name: of a manifest, `namespace/bundle`; of an entry in a layout's index,
-/// `namespace/bundle:tag`.
-pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The annotation of a manifest that has its version, as it is spelt.
-pub const VERSION: &str = "org.opencontainers.image.version";
+pub use crate::source::oci::model::REF_NAME;
+use crate::source::oci::model::{BUNDLE_ASSET, BUNDLE_CONFIG, IMAGE_MANIFEST, TITLE, VERSION};
 
 /// One file of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +70,7 @@ impl Artifact {
         let layers: Vec<Value> = files
             .map(|file| {
                 json!({
-                    "mediaType": ASSET,
+                    "mediaType": BUNDLE_ASSET,
                     "digest": format!("sha256:{}", file.sha256),
                     "size": file.size,
                     "annotations": { TITLE: file.path },
@@ -95,9 +82,9 @@ impl Artifact {
         annotations.insert(VERSION.to_owned(), version.to_owned());
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST,
+            "mediaType": IMAGE_MANIFEST,
             "config": {
-                "mediaType": CONFIG,
+                "mediaType": BUNDLE_CONFIG,
                 "digest": config_digest,
                 "size": config.len(),
             },
@@ -183,11 +170,6 @@ impl Artifact {
     pub fn config_digest(&self) -> Digest {
         self.config_digest
     }
-}
-
-/// A version as an OCI tag: OCI allows no `+`.
-pub fn tag_of(version: &Version) -> String {
-    version.as_str().replace('+', "_")
 }
 
 /// Whether two image manifests have the same config and the same layers under the same titles,

@@ -18,9 +18,10 @@ use super::routes::{Caller, Request, empty, respond};
 use super::storage::{Listed, Stored};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-pub(super) use crate::publish::artifact::tag_of;
-use crate::publish::artifact::{Artifact, CONFIG, File, MANIFEST};
+use crate::publish::artifact::{Artifact, File};
 use crate::reference::{BundleId, Selector, Version};
+use crate::source::oci::model::{BUNDLE_CONFIG, IMAGE_MANIFEST};
+pub(super) use crate::source::oci::reference::tag_of;
 
 /// The artifact of a version in the registry's directory.
 pub(super) fn image_of(stored: &Stored) -> Artifact {
@@ -239,7 +240,7 @@ fn manifest(
     };
     Ok(found.map(|listed| {
         let image = listed.release.image();
-        let mut response = respond(StatusCode::OK, MANIFEST, image.manifest().to_vec());
+        let mut response = respond(StatusCode::OK, IMAGE_MANIFEST, image.manifest().to_vec());
         digest_headers(&mut response, image.digest());
         response
     }))
@@ -267,7 +268,7 @@ fn blob(
                 Err(error) => return Err(error),
             }
         } else if release.image().config_digest() == digest {
-            (CONFIG, release.image().config().clone())
+            (BUNDLE_CONFIG, release.image().config().clone())
         } else {
             continue;
         };

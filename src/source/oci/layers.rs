@@ -29,19 +29,19 @@ const CONTAINER_CONFIGS: [&str; 2] = [
 
 /// What has to be fetched before the files are known.
 #[derive(Debug, Default)]
-pub(super) struct Needed {
+pub(in crate::source) struct Needed {
     /// Archives, whose files count as the artifact's.
-    pub(super) archives: Vec<(Digest, u64)>,
+    pub(in crate::source) archives: Vec<(Digest, u64)>,
 }
 
 /// Whether the artifact has a Musher config.
-pub(super) fn is_bundle(manifest: &ImageManifest) -> bool {
+pub(in crate::source) fn is_bundle(manifest: &ImageManifest) -> bool {
     manifest.config.media_type == BUNDLE_CONFIG
         || manifest.artifact_type.as_deref() == Some(BUNDLE_CONFIG)
 }
 
 /// What the layers are, or why they cannot be used. `config` is the bundle's, if it has one.
-pub(super) fn needed(
+pub(in crate::source) fn needed(
     manifest: &ImageManifest,
     config: Option<&BundleConfig>,
 ) -> Result<Needed, String> {
@@ -87,7 +87,7 @@ pub(super) fn needed(
 }
 
 /// The version's files.
-pub(super) fn files(
+pub(in crate::source) fn files(
     manifest: &ImageManifest,
     config: Option<BundleConfig>,
     archives: &HashMap<Digest, Arc<Archive>>,

@@ -22,13 +22,13 @@ const MAX_ROWS: usize = 1_000_000;
 
 /// What the tags of a repository say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Tags {
+pub(in crate::source) struct Tags {
     /// All versions and whether they may be chosen.
-    pub(super) versions: BTreeMap<Version, State>,
+    pub(in crate::source) versions: BTreeMap<Version, State>,
 }
 
 impl Tags {
-    pub(super) fn of(tags: impl IntoIterator<Item = String>) -> Self {
+    pub(in crate::source) fn of(tags: impl IntoIterator<Item = String>) -> Self {
         let mut versions = BTreeMap::new();
         let mut changes: HashMap<Version, (u32, State)> = HashMap::new();
         for tag in tags {
@@ -53,12 +53,12 @@ impl Tags {
         Self { versions }
     }
 
-    pub(super) fn state(&self, version: &Version) -> State {
+    pub(in crate::source) fn state(&self, version: &Version) -> State {
         self.versions.get(version).copied().unwrap_or_default()
     }
 
     /// The newest that may be chosen; a pre-release only if there is nothing else.
-    pub(super) fn newest(&self) -> Option<&Version> {
+    pub(in crate::source) fn newest(&self) -> Option<&Version> {
         let mut offered = self
             .versions
             .iter()
@@ -69,7 +69,7 @@ impl Tags {
         newest.or_else(|| offered.next())
     }
 
-    pub(super) fn rows(&self) -> Vec<Published> {
+    pub(in crate::source) fn rows(&self) -> Vec<Published> {
         let row = |(version, state): (&Version, &State)| Published {
             version: version.clone(),
             state: *state,

@@ -52,6 +52,9 @@ pub const TITLE: &str = "org.opencontainers.image.title";
 pub const DESCRIPTION: &str = "org.opencontainers.image.description";
 /// The version that a manifest says it is.
 pub const VERSION: &str = "org.opencontainers.image.version";
+/// A name: of a manifest, its bundle (`namespace/bundle`); of an entry in a layout's index, its
+/// repository and tag.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// When it was made.
 pub const CREATED: &str = "org.opencontainers.image.created";
 /// The source's revision.
