@@ -25,22 +25,25 @@
 //! All calls block on the disk, never on the network or on another process.
 
 mod blob;
+pub mod clean;
 mod dialect;
 mod dir;
 mod entry;
 mod scan;
 mod temp;
+pub mod verify;
 
 pub use blob::{Blob, BlobWriter};
 pub use entry::{CachedManifest, CachedRef};
 pub use scan::{BlobFile, EntryPlace, Usage};
+pub use temp::Gate;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -81,6 +84,8 @@ struct Shared {
     prepared: AtomicBool,
     /// Whether the log knows that the cache cannot be written.
     warned: AtomicBool,
+    /// Who decides whether the cache may grow; nobody, if it has no limit.
+    gate: OnceLock<Arc<dyn Gate>>,
 }
 
 impl Cache {
@@ -91,8 +96,14 @@ impl Cache {
                 root,
                 prepared: AtomicBool::new(false),
                 warned: AtomicBool::new(false),
+                gate: OnceLock::new(),
             }),
         }
+    }
+
+    /// Has `gate` decide, from now on, whether this cache may grow. Only the first one counts.
+    pub fn set_gate(&self, gate: Arc<dyn Gate>) {
+        let _ = self.shared.gate.set(gate);
     }
 
     /// Where the cache is.
@@ -394,10 +405,18 @@ impl Cache {
         &self,
         dir: &str,
         name: &str,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        write: impl Fn(&mut dyn Write) -> io::Result<()>,
     ) -> Result<bool> {
         let attempt = || -> io::Result<bool> {
-            let mut temp = self.temp()?;
+            let mut temp = match self.shared.gate.get() {
+                None => self.temp()?,
+                // Written twice: the gate must know the size before the first byte.
+                Some(_) => {
+                    let mut size = Counted(0);
+                    write(&mut size)?;
+                    self.room(size.0)?
+                }
+            };
             let mut out =
                 io::BufWriter::with_capacity(64 * 1024, Bounded(temp.file(), MAX_MANIFEST));
             let written = write(&mut out).and_then(|()| out.flush());
@@ -426,6 +445,20 @@ impl Cache {
                 "the cache cannot be written: content is served without being kept"
             );
         }
+    }
+}
+
+/// Counts what it is given.
+struct Counted(u64);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -13,12 +13,16 @@ mod completions;
 mod export;
 pub mod failure;
 mod import;
+mod load;
+mod lock;
 pub mod logging;
 mod ls;
 mod man;
 mod mount;
 mod oci;
 mod output;
+mod pin;
+mod progress;
 mod publish;
 mod registry;
 mod resolve;
@@ -99,6 +103,11 @@ enum Command {
     Umount(umount::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
+    Load(load::Args),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Pins(pin::PinsArgs),
+    Lock(lock::Args),
     Status(status::Args),
     Cache(cache::Args),
     Export(export::Args),
@@ -141,6 +150,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Resolve(args) => {
             logging::init_command(verbosity)?;
             resolve::run(&args)
+        }
+        Command::Load(args) => {
+            logging::init_command(verbosity)?;
+            load::run(&args)
+        }
+        Command::Pin(args) => {
+            logging::init_command(verbosity)?;
+            pin::pin(&args)
+        }
+        Command::Unpin(args) => {
+            logging::init_command(verbosity)?;
+            pin::unpin(&args)
+        }
+        Command::Pins(args) => {
+            logging::init_command(verbosity)?;
+            pin::pins(&args)
+        }
+        Command::Lock(args) => {
+            logging::init_command(verbosity)?;
+            lock::run(&args)
         }
         Command::Status(args) => {
             logging::init_command(verbosity)?;

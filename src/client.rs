@@ -7,8 +7,12 @@
 //! One [`Client`] serves one registry, for a mount as well as for a command that ends soon. Making
 //! one contacts nobody.
 
+mod sources;
+
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use sources::Sources;
 
 use crate::cache::Cache;
 use crate::config::{Config, value};
@@ -17,16 +21,17 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::reference::{BundleRef, HostId, Selector, VersionRef};
-use crate::resolve::{self, Resolver};
-use crate::source::api::{ApiSettings, ApiSource};
+use crate::resolve::{self, Locked, Resolver};
 use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
 use crate::source::layout::LayoutSource;
+use crate::source::oci::reference::Endpoint;
 use crate::source::{Deadline, Source};
 use crate::store::journal::Journal;
 use crate::store::{self, Loaded, Policy, Store};
 
-/// One registry, its cache and what is known of it.
+/// One registry, its cache and what is known of it. Clones share all of it.
+#[derive(Clone)]
 pub struct Client {
     /// Names to versions.
     pub resolver: Arc<Resolver>,
@@ -40,16 +45,23 @@ pub struct Client {
     pub metrics: Arc<Metrics>,
 }
 
-/// The registry's partition of the cache.
+/// The registry's partition of the cache: that of whoever says which versions there are.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] for a URL that cannot be a registry's.
 pub fn host_of(config: &Config) -> Result<HostId> {
+    let wrong = |problem: String| Error::Config(problem);
     if let Some(path) = layout_of(config) {
         return Ok(LayoutSource::open(&path)?.host_id());
     }
-    HostId::from_url(&config.api_url.value).map_err(|error| Error::Config(error.to_string()))
+    if config.has_api() {
+        HostId::from_url(&config.api_url.value).map_err(|error| wrong(error.to_string()))
+    } else {
+        let registry = Endpoint::from_url(config.registry());
+        let host = registry.and_then(|registry| registry.host_id());
+        host.map_err(|error| wrong(error.to_string()))
+    }
 }
 
 /// The directory that stands in for a registry, if one does. It is read offline, too.
@@ -67,31 +79,44 @@ impl Client {
     /// # Errors
     ///
     /// [`Error::Config`] for settings that cannot be used: a CA file without certificates, http to
-    /// another machine, a URL with credentials in it.
+    /// another machine, a URL with credentials in it, a mirror of what is not asked.
     pub fn new(config: &Config, directories: &Directories, keys: KeyChain) -> Result<Self> {
+        Self::locked(config, directories, keys, None)
+    }
+
+    /// The same, where only what was locked exists.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::new`].
+    pub fn locked(
+        config: &Config,
+        directories: &Directories,
+        keys: KeyChain,
+        locked: Option<Arc<Locked>>,
+    ) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
-        let mut guarded = Vec::new();
-        if let Some(path) = layout_of(config) {
+        let (host, sources) = if let Some(path) = layout_of(config) {
             let layout = LayoutSource::open(&path)?;
-            let host = layout.host_id();
-            guarded.push(Arc::new(Guarded::new(Arc::new(layout))));
-            return Ok(Self::assemble(config, directories, host, guarded, metrics));
-        }
-        let host = host_of(config)?;
-        if !config.offline.value {
+            (layout.host_id(), Sources::only(Arc::new(layout)))
+        } else if config.offline.value {
+            (host_of(config)?, Sources::default())
+        } else {
             let http = HttpClient::new(&HttpSettings {
                 ca_file: config.ca_file.value.clone(),
                 insecure_http: config.insecure_http.value,
                 metrics: Arc::clone(&metrics),
             })?;
-            let api = ApiSource::new(ApiSettings {
-                base: config.api_url.value.clone(),
-                keys,
-                http,
-            })?;
-            guarded.push(Arc::new(Guarded::new(Arc::new(api))));
-        }
-        Ok(Self::assemble(config, directories, host, guarded, metrics))
+            (host_of(config)?, sources::assemble(config, keys, &http)?)
+        };
+        Ok(Self::assemble(
+            config,
+            directories,
+            host,
+            sources,
+            metrics,
+            locked,
+        ))
     }
 
     /// A client of one source, whose versions are filed as those of `host`.
@@ -101,23 +126,25 @@ impl Client {
         host: HostId,
         source: Arc<dyn Source>,
     ) -> Self {
-        let guarded = vec![Arc::new(Guarded::new(source))];
+        let sources = Sources::only(source);
         let metrics = Arc::new(Metrics::default());
-        Self::assemble(config, directories, host, guarded, metrics)
+        Self::assemble(config, directories, host, sources, metrics, None)
     }
 
     fn assemble(
         config: &Config,
         directories: &Directories,
         host: HostId,
-        guarded: Vec<Arc<Guarded>>,
+        sources: Sources,
         metrics: Arc<Metrics>,
+        locked: Option<Arc<Locked>>,
     ) -> Self {
+        let Sources {
+            guarded,
+            names,
+            content,
+        } = sources;
         let cache = Arc::new(Cache::new(directories.cache.clone()));
-        let sources: Vec<Arc<dyn Source>> = guarded
-            .iter()
-            .map(|source| Arc::clone(source) as Arc<dyn Source>)
-            .collect();
         let state = directories.own_state();
         let journal = Arc::new(Journal::open(
             &state
@@ -127,17 +154,20 @@ impl Client {
         let resolver = Resolver::new(resolve::Settings {
             host: host.clone(),
             cache: Arc::clone(&cache),
-            sources: sources.clone(),
+            sources: names,
             namespaces: config.namespaces.value.clone(),
             local_packs: config.local_packs.value,
             respect_removal: config.respect_removal.value,
             timeout: config.metadata_timeout.value,
             metrics: Arc::clone(&metrics),
         });
+        if let Some(locked) = &locked {
+            resolver.lock_to(Arc::clone(locked));
+        }
         let store = Store::new(store::Settings {
             host,
             cache,
-            sources,
+            sources: content,
             journal: Arc::clone(&journal),
             state_dir: Some(state),
             policy: Policy {
@@ -147,6 +177,7 @@ impl Client {
                 readahead: config.readahead.value,
                 metadata_timeout: config.metadata_timeout.value,
                 content_timeout: config.content_timeout.value,
+                locked,
             },
             metrics: Arc::clone(&metrics),
         });

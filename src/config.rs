@@ -158,16 +158,24 @@ const CONTENT_TIMEOUT: Names = names(
     "MUSHERFS_CONTENT_TIMEOUT",
     "mount.content_timeout",
 );
+const CACHE_MAX_SIZE: Names = names(
+    "--cache-max-size",
+    "MUSHERFS_CACHE_MAX_SIZE",
+    "mount.cache_max_size",
+);
+const LOCKED: Names = names("--locked", "MUSHERFS_LOCKED", "mount.locked");
 const THREADS_NAMES: Names = names("--threads", "MUSHERFS_THREADS", "mount.threads");
 
 /// The settings that the configuration file may have below `mount:`.
-const MOUNT_NAMES: [&Names; 16] = [
+const MOUNT_NAMES: [&Names; 18] = [
     &ALLOW_OTHER,
     &API_KEY_FILE,
+    &CACHE_MAX_SIZE,
     &CONTENT_TIMEOUT,
     &DENY_YANKED,
     &INSECURE_HTTP,
     &LOCAL_PACKS,
+    &LOCKED,
     &METADATA_TIMEOUT,
     &MIRRORS,
     &NAMESPACES,
@@ -204,6 +212,8 @@ pub struct Overrides {
     pub metadata_timeout: Option<Duration>,
     pub content_timeout: Option<Duration>,
     pub threads: Option<usize>,
+    pub cache_max_size: Option<u64>,
+    pub locked: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -240,6 +250,8 @@ impl Overrides {
             "readahead" => self.readahead = Some(value::size(required()?)?),
             "metadata_timeout" => self.metadata_timeout = Some(value::timeout(required()?)?),
             "content_timeout" => self.content_timeout = Some(value::timeout(required()?)?),
+            "cache_max_size" => self.cache_max_size = Some(value::size(required()?)?),
+            "locked" => self.locked = Some(required()?.into()),
             "threads" => self.threads = Some(value::threads(required()?)?),
             _ => return Ok(false),
         }
@@ -288,6 +300,10 @@ pub struct Config {
     pub content_timeout: Setting<Duration>,
     /// How many threads answer the kernel.
     pub threads: Setting<usize>,
+    /// What the cache may take of the disk, in bytes; 0 is without a limit.
+    pub cache_max_size: Setting<u64>,
+    /// The lockfile that says what exists.
+    pub locked: Setting<Option<PathBuf>>,
 }
 
 impl Config {
@@ -342,6 +358,8 @@ impl Config {
                 value::timeout,
                 || DEFAULT_CONTENT_TIMEOUT,
             )?,
+            cache_max_size: from.pick(&CACHE_MAX_SIZE, flags.cache_max_size, value::size, || 0)?,
+            locked: from.path(&LOCKED, flags.locked)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);
                 cpus.clamp(*THREADS.start(), *THREADS.end())
@@ -362,6 +380,11 @@ impl Config {
             Some(oci) if !self.has_api() => oci,
             _ => &self.api_url,
         }
+    }
+
+    /// What the cache may take of the disk, if that is limited.
+    pub fn cache_limit(&self) -> Option<u64> {
+        Some(*self.cache_max_size).filter(|limit| *limit > 0)
     }
 
     /// The settings that somebody has set, for people: name, value, and who.
@@ -447,6 +470,12 @@ impl Config {
                 &self.content_timeout.origin,
             ),
             ("threads", text(&*self.threads), &self.threads.origin),
+            (
+                "cache_max_size",
+                text(&*self.cache_max_size),
+                &self.cache_max_size.origin,
+            ),
+            ("locked", path(&self.locked), &self.locked.origin),
         ];
         let set = |(_, _, origin): &(_, _, &Origin)| **origin != Origin::Default;
         all.into_iter().filter(set).collect()

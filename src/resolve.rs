@@ -14,12 +14,13 @@
 
 mod ask;
 pub mod listing;
+mod locked;
 mod probe;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -37,6 +38,7 @@ use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
 
 pub use listing::{LISTING_TTL, Listing, MOST_LISTED, Presence};
+pub use locked::Locked;
 
 /// How long an absence is remembered, and an old answer given while nobody can be asked.
 pub const ABSENCE_TTL: Duration = Duration::from_secs(5);
@@ -107,6 +109,7 @@ pub struct Resolver {
     listed: listing::Listed,
     order: AtomicU64,
     on_move: RwLock<Vec<OnMove>>,
+    locked: OnceLock<Arc<Locked>>,
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -135,6 +138,7 @@ impl Resolver {
             listed: listing::Listed::default(),
             order: AtomicU64::new(0),
             on_move: RwLock::default(),
+            locked: OnceLock::new(),
         })
     }
 
@@ -142,6 +146,17 @@ impl Resolver {
     pub fn on_move(&self, told: OnMove) {
         let mut all = self.on_move.write().unwrap_or_else(PoisonError::into_inner);
         all.push(told);
+    }
+
+    /// What the lockfile says of a name; `None` if there is no lockfile.
+    pub fn locked_now(&self, bundle: &BundleId, selector: &Selector) -> Option<Result<Resolution>> {
+        let locked = self.locked.get()?;
+        Some(locked.resolve(bundle, selector))
+    }
+
+    /// From now on only these names exist, and they do not move; once.
+    pub fn lock_to(&self, locked: Arc<Locked>) {
+        let _ = self.locked.set(locked);
     }
 
     /// Whether there is nobody to ask.
@@ -183,6 +198,9 @@ impl Resolver {
         selector: &Selector,
         usage: Use,
     ) -> Option<Result<Resolution>> {
+        if let Some(answer) = self.locked_now(bundle, selector) {
+            return Some(answer);
+        }
         if let Selector::Version(version) = selector {
             return Some(Ok(self.resolution(version.clone(), Duration::MAX)));
         }

@@ -148,6 +148,11 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
+    /// Whether [`Source::pull`] is worth a try; whoever is better asked file by file says no.
+    fn pulls(&self) -> bool {
+        true
+    }
+
     /// What `selector` of `bundle` is at the moment. The answer names a version; it may lack the
     /// list of files.
     ///

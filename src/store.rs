@@ -19,7 +19,7 @@ mod readahead;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,10 +27,12 @@ use lru::LruCache;
 use tracing::{debug, error, info, warn};
 
 use crate::cache::{Cache, MANIFEST_TTL};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Manifest, State};
 use crate::metrics::Metrics;
 use crate::reference::{HostId, VersionRef};
+use crate::resolve::Locked;
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
 
@@ -59,6 +61,8 @@ pub struct Policy {
     pub metadata_timeout: Duration,
     /// How long one request for content may take.
     pub content_timeout: Duration,
+    /// The only versions that exist, if they were locked.
+    pub locked: Option<Arc<Locked>>,
 }
 
 impl Default for Policy {
@@ -70,6 +74,7 @@ impl Default for Policy {
             readahead: 4 << 20,
             metadata_timeout: Duration::from_secs(10),
             content_timeout: Duration::from_secs(60),
+            locked: None,
         }
     }
 }
@@ -179,6 +184,16 @@ pub struct Store {
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
     ahead: Mutex<HashMap<VersionRef, readahead::Progress>>,
+    observer: OnceLock<Arc<dyn Observer>>,
+}
+
+/// Who wants to know what is used. Called on the threads that serve readers: it must not wait.
+pub trait Observer: Send + Sync {
+    /// A version's manifest was taken into memory, to be served.
+    fn version_used(&self, host: &HostId, version: &VersionRef);
+
+    /// Somebody read from a blob.
+    fn blob_read(&self, digest: Digest);
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -209,6 +224,7 @@ impl Store {
             reported: Mutex::default(),
             content: content::Content::default(),
             ahead: Mutex::default(),
+            observer: OnceLock::new(),
             host,
             cache,
             sources,
@@ -216,6 +232,11 @@ impl Store {
             policy,
             metrics,
         })
+    }
+
+    /// Tells `observer` from now on what is used. Only the first one counts.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
     }
 
     /// What is allowed.
@@ -333,6 +354,9 @@ impl Store {
 
     /// The manifest from memory or disk, fresh or not.
     fn known(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        if !self.is_allowed(version) {
+            return None;
+        }
         if let Some(loaded) = lock(&self.manifests).loaded.get(version)
             && (loaded.is_fresh() || !loaded.host.is_local())
         {
@@ -342,12 +366,25 @@ impl Store {
             .load_local(version)
             .or_else(|| self.load_cached(version))?;
         let loaded = Arc::new(loaded);
-        lock(&self.manifests).insert(Arc::clone(&loaded));
+        self.keep_manifest(&loaded);
         Some(loaded)
     }
 
+    fn is_allowed(&self, version: &VersionRef) -> bool {
+        let locked = self.policy.locked.as_ref();
+        locked.is_none_or(|locked| locked.allows(version))
+    }
+
+    fn keep_manifest(&self, loaded: &Arc<Loaded>) {
+        if let Some(observer) = self.observer.get() {
+            observer.version_used(&loaded.host, loaded.manifest.id());
+        }
+        lock(&self.manifests).insert(Arc::clone(loaded));
+    }
+
     fn load_local(&self, version: &VersionRef) -> Option<Loaded> {
-        if !self.policy.local_packs {
+        // A lockfile is about what a registry serves.
+        if !self.policy.local_packs || self.policy.locked.is_some() {
             return None;
         }
         let host = HostId::local();
@@ -379,6 +416,20 @@ impl Store {
     fn check_table(&self, manifest: &Manifest) -> Result<()> {
         let id = manifest.id();
         let table = manifest.table_digest();
+        if let Some(locked) = &self.policy.locked
+            && let Some(expected) = locked.table(id)
+            && expected != table
+        {
+            if self.first_report(id, "locked") {
+                error!(version = %id, locked = %expected, found = %table, "integrity alarm: this version is not what the lockfile says");
+            }
+            return Err(Error::Contradiction {
+                what: id.to_string(),
+                detail: format!(
+                    "the lockfile says that its table is {expected}, and it is {table}"
+                ),
+            });
+        }
         self.journal
             .remember_table(&journal_key(&self.host, id), table)
             .map_err(|first| {
@@ -391,6 +442,29 @@ impl Store {
                 }
                 alarm
             })
+    }
+
+    /// Compares the artifact that a manifest was read from with the one that is known: a version's
+    /// tag in an OCI registry must not move, not even to another artifact with the same files.
+    fn check_artifact(&self, manifest: &Manifest) -> Result<()> {
+        let id = manifest.id();
+        let named = |manifest: &Manifest| -> Option<Digest> {
+            manifest.info().oci_digest.as_deref()?.parse().ok()
+        };
+        let known = self.known(id).filter(|known| known.host == self.host);
+        let first = known.and_then(|known| named(&known.manifest));
+        match (first, named(manifest)) {
+            (Some(first), Some(now)) if first != now => {
+                if self.first_report(id, "contradiction") {
+                    error!(version = %id, %first, %now, "integrity alarm: this version has moved to another artifact; the first stays");
+                }
+                Err(Error::Contradiction {
+                    what: id.to_string(),
+                    detail: format!("its artifact was {first} and now is {now}"),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn report_refused(&self, manifest: &Manifest) {
@@ -430,6 +504,11 @@ impl Store {
         version: &VersionRef,
         deadline: Deadline,
     ) -> Result<Arc<Loaded>> {
+        if !self.is_allowed(version) {
+            return Err(Error::not_found(format_args!(
+                "{version} (it is not in the lockfile)"
+            )));
+        }
         let start = || {
             let (store, version) = (Arc::clone(self), version.clone());
             async move {
@@ -504,6 +583,7 @@ impl Store {
                     source,
                 })?;
         self.check_table(&manifest)?;
+        self.check_artifact(&manifest)?;
         self.report_refused(&manifest);
         lock(&self.removed).remove(version);
         let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);
@@ -511,7 +591,7 @@ impl Store {
         let local = self.load_local(version);
         let fetched = Arc::new(fetched);
         let loaded = local.map_or_else(|| Arc::clone(&fetched), Arc::new);
-        lock(&self.manifests).insert(Arc::clone(&loaded));
+        self.keep_manifest(&loaded);
         let written = self
             .cache
             .write_manifest(&self.host, &fetched.manifest, Timestamp::now());

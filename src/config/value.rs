@@ -289,11 +289,11 @@ mod tests {
 
     #[test]
     fn mirrors_say_of_what_and_whether_they_resolve() {
-        let mirror = |text: &str| super::mirror(text).unwrap();
-        let plain = mirror("localhost:5000");
+        let one = |text: &str| mirror(text).unwrap();
+        let plain = one("localhost:5000");
         assert_eq!((plain.of, plain.resolve), (None, false));
         assert_eq!(plain.url.as_str(), "http://localhost:5000/");
-        let full = mirror("ghcr.io=https://cache.example/proxy#resolve");
+        let full = one("ghcr.io=https://cache.example/proxy#resolve");
         assert_eq!((full.of.as_deref(), full.resolve), (Some("ghcr.io"), true));
         assert_eq!(full.url.as_str(), "https://cache.example/proxy");
         assert_eq!(mirrors("a.example, b.example#resolve").unwrap().len(), 2);
@@ -305,7 +305,7 @@ mod tests {
             "u:p@x",
             "oci=ftp://x",
         ] {
-            assert!(super::mirror(bad).is_err(), "{bad}");
+            assert!(mirror(bad).is_err(), "{bad}");
         }
     }
 

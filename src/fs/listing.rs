@@ -124,7 +124,11 @@ impl Fs {
                 namespace: namespace.clone(),
                 slug: slug.clone(),
             };
-            entries.push(self.link_line(&bundle));
+            // A lockfile may have the versions without the bare name.
+            let bare = self.resolver.peek(&bundle, &Selector::Latest);
+            if !matches!(bare, Some(Err(_))) {
+                entries.push(self.link_line(&bundle));
+            }
             for version in versions {
                 let version = VersionRef {
                     bundle: bundle.clone(),

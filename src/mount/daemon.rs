@@ -18,6 +18,7 @@ use super::background::Starter;
 use super::control::{self, Control};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
 use super::{mount_and_serve, stay, touch};
+use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{self, Fuse};
@@ -33,6 +34,8 @@ pub struct Plan {
     pub options: MountOptions,
     /// What to serve.
     pub client: Client,
+    /// Looks after the cache meanwhile.
+    pub keeper: Keeper,
     /// The registry as users know it, without credentials.
     pub registry: String,
     /// Whether extended attributes are answered.
@@ -72,6 +75,7 @@ struct Started {
     signals: StopSignals,
     fs: Arc<Fs>,
     control: Option<control::Listening>,
+    keeper: Keeper,
 }
 
 async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
@@ -125,6 +129,7 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         signals,
         fs,
         control,
+        keeper: plan.keeper,
     })
 }
 
@@ -144,7 +149,10 @@ impl Started {
             }
             None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
-        let mut tasks = vec![tokio::spawn(self.fs.tick())];
+        let mut tasks = vec![
+            tokio::spawn(self.fs.tick()),
+            tokio::spawn(self.keeper.run()),
+        ];
         tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
         let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
         for task in tasks {

@@ -21,7 +21,11 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Resolver {
     /// Asks the sources, however fresh the ref may be.
-    pub(super) async fn ask(
+    ///
+    /// # Errors
+    ///
+    /// What the sources said; nothing older is given instead.
+    pub async fn ask(
         self: &Arc<Self>,
         bundle: &BundleId,
         selector: &Selector,

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, Namespace, Slug, Version};
 use crate::single_flight::SingleFlight;
-use crate::source::{Deadline, Published};
+use crate::source::{Deadline, Published, Source};
 
 /// How long a listing is answered from memory: the life of a directory's attributes in the kernel.
 pub const LISTING_TTL: Duration = Duration::from_secs(60);
@@ -107,6 +107,14 @@ impl Resolver {
     ///
     /// `None`: [`Resolver::namespace`] would ask.
     pub fn namespace_now(&self, namespace: &Namespace) -> Option<Presence> {
+        if let Some(locked) = self.locked.get() {
+            let known = locked.namespaces().contains(namespace);
+            return Some(if known {
+                Presence::Known
+            } else {
+                Presence::Absent
+            });
+        }
         let Settings { cache, host, .. } = &self.settings;
         let now = Instant::now();
         let (confirmed, assumed) = lock(&self.listed.namespaces)
@@ -143,6 +151,10 @@ impl Resolver {
         if let Some(known) = self.namespace_now(namespace) {
             return known;
         }
+        let tells = |source: &Arc<dyn Source>| source.tells_namespaces();
+        if !self.settings.sources.iter().any(tells) {
+            return Presence::Assumed;
+        }
         match self.ask_for_listing(namespace, false, deadline).await {
             Ok(listing) if listing.complete => Presence::Known,
             Err(error) if error.is_absence() => Presence::Absent,
@@ -178,6 +190,9 @@ impl Resolver {
 
     /// The namespace's listing, if it is fresh or nobody can be asked.
     pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.listing(namespace)));
+        }
         if self.is_offline() {
             return Some(Arc::new(self.cached_listing(namespace)));
         }
@@ -472,6 +487,9 @@ impl Resolver {
 
     /// The namespaces that the root lists, if that is known and fresh.
     pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.namespaces()));
+        }
         if self.is_offline() {
             return Some(Arc::new(self.cached_namespaces()));
         }

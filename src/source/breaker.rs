@@ -218,6 +218,10 @@ impl Source for Guarded {
         self.source.tells_namespaces()
     }
 
+    fn pulls(&self) -> bool {
+        self.source.pulls()
+    }
+
     async fn resolve(
         &self,
         bundle: &BundleId,

@@ -4,7 +4,7 @@
 //! digest only: wrong bytes are noticed, so a mirror need not be trusted. Names (tags, versions)
 //! are the origin's business, unless a mirror is declared to resolve them; even then what it does not
 //! have is not absent. A mirror gets one attempt and half of the reader's remaining time, and one
-//! that fails or lies is left alone for a while (see [`breaker`](super::breaker)).
+//! that fails or lies is left alone for a while (see [`Guarded::strict`]).
 //!
 //! No login of the origin ever goes to a mirror.
 
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::breaker::Guarded;
 use super::oci::share;
 use super::{Deadline, Published, Sink, Source};
 use crate::error::{Error, Result};
@@ -21,13 +22,13 @@ use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
 
 /// A source in the part of a mirror.
 pub struct Mirror {
-    source: Arc<dyn Source>,
+    source: Arc<Guarded>,
     resolves: bool,
 }
 
 impl Mirror {
     /// `source` as a mirror; `resolves` if it is asked for names as well.
-    pub fn new(source: Arc<dyn Source>, resolves: bool) -> Self {
+    pub fn new(source: Arc<Guarded>, resolves: bool) -> Self {
         Self { source, resolves }
     }
 
@@ -40,39 +41,23 @@ impl Mirror {
     }
 
     /// Asks for a name, if this mirror knows names.
-    async fn ask<T>(
+    async fn ask<T, F: Future<Output = Result<T>> + Send>(
         &self,
-        what: impl ToString,
+        what: impl ToString + Send,
         deadline: Deadline,
-        work: impl AsyncWork<T>,
+        work: impl FnOnce(Deadline) -> F + Send,
     ) -> Result<T> {
         let what = what.to_string();
         if !self.resolves {
             return Err(self.rejected(what, "this mirror is asked for content only"));
         }
-        let share = share(deadline);
-        match share.run(&what, work.start(share)).await {
+        match work(share(deadline)).await {
             // Only the origin knows what does not exist.
             Err(Error::NotFound { what }) => {
                 Err(self.rejected(what, "the mirror does not have it"))
             }
             answer => answer,
         }
-    }
-}
-
-/// A request that is told its deadline when it starts.
-trait AsyncWork<T>: Send {
-    fn start(self, deadline: Deadline) -> impl Future<Output = Result<T>> + Send;
-}
-
-impl<T, F, W> AsyncWork<T> for F
-where
-    F: FnOnce(Deadline) -> W + Send,
-    W: Future<Output = Result<T>> + Send,
-{
-    fn start(self, deadline: Deadline) -> impl Future<Output = Result<T>> + Send {
-        self(deadline)
     }
 }
 
@@ -83,6 +68,10 @@ impl Source for Mirror {
     }
 
     fn tells_namespaces(&self) -> bool {
+        false
+    }
+
+    fn pulls(&self) -> bool {
         false
     }
 
@@ -112,9 +101,9 @@ impl Source for Mirror {
         sink: &mut dyn Sink,
         deadline: Deadline,
     ) -> Result<()> {
-        let share = share(deadline);
-        let asking = self.source.blob(manifest, file, sink, share);
-        share.run(manifest.id(), asking).await
+        self.source
+            .blob(manifest, file, sink, share(deadline))
+            .await
     }
 
     async fn pull(&self, _: &Manifest, _: Deadline) -> Result<Option<Vec<(String, Bytes)>>> {

@@ -84,13 +84,16 @@ pub struct OciSource {
     archive_flights: SingleFlight<(Repository, Digest), Result<Arc<Archive>>>,
 }
 
+/// The digests and sizes of a manifest's archives.
+type Packed = Arc<[(Digest, u64)]>;
+
 struct Inner {
     client: RegistryClient,
     tags: Mutex<LruCache<BundleId, (Instant, Arc<Tags>)>>,
     catalog: Mutex<Option<(Instant, Arc<Catalog>)>>,
     archives: Mutex<LruCache<Digest, Arc<Archive>>>,
     /// The archives of the manifests that were seen in this session; most have none.
-    packed: Mutex<LruCache<Digest, Arc<[(Digest, u64)]>>>,
+    packed: Mutex<LruCache<Digest, Packed>>,
 }
 
 impl std::fmt::Debug for OciSource {
@@ -275,7 +278,7 @@ impl OciSource {
             None
         };
         let needed = layers::needed(manifest, config.as_ref()).map_err(refused)?;
-        let packed: Arc<[_]> = needed.archives.into();
+        let packed: Packed = needed.archives.into();
         lock(&self.inner.packed).put(*digest, Arc::clone(&packed));
         let mut archives = HashMap::new();
         for (layer, size) in packed.iter() {
@@ -600,6 +603,10 @@ impl Source for OciSource {
     }
 
     fn tells_namespaces(&self) -> bool {
+        false
+    }
+
+    fn pulls(&self) -> bool {
         false
     }
 

@@ -143,6 +143,7 @@ impl Store {
             return Some(Ok(()));
         }
         let wanted = Wanted::new(loaded, entry);
+        self.tell_read(wanted.digest);
         if let Some(verified) = self.content.kept.opened(&wanted.digest) {
             if verified.read(wanted.size, offset, size, buffer).is_ok() {
                 self.note_read(loaded, index);
@@ -256,6 +257,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Vec<u8>> {
         let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
+        self.tell_read(wanted.digest);
         if self.cache.blob_size(wanted.digest).is_none() {
             self.note_cold(loaded, index);
         }
@@ -301,13 +303,51 @@ impl Store {
         self.obtain(&wanted, deadline).await.map(drop)
     }
 
+    /// Fetches a file again, whatever the cache has, and replaces a cached blob that is bad.
+    ///
+    /// # Errors
+    ///
+    /// What the last source said. The cached blob stays as it is then.
+    pub async fn refetch_file(
+        self: &Arc<Self>,
+        loaded: &Arc<Loaded>,
+        index: u32,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
+        let work = async {
+            let _lock = self.locks.acquire(wanted.digest, deadline).await;
+            self.fetch_blob(&wanted, deadline).await
+        };
+        deadline.run(wanted.what(), work).await.map(drop)
+    }
+
+    fn tell_read(&self, digest: Digest) {
+        if let Some(observer) = self.observer.get() {
+            observer.blob_read(digest);
+        }
+    }
+
+    /// Closes blobs that were removed from the disk to make room: as long as they are open, they
+    /// take the room.
+    pub fn close_blobs(&self, digests: &[Digest]) {
+        for digest in digests {
+            self.content.kept.forget(digest);
+        }
+    }
+
+    /// Closes every blob that has lost its name, whoever took it.
+    pub fn close_nameless(&self) {
+        self.content.kept.forget_nameless();
+    }
+
     /// Whether the file's blob is cached, verified or not.
     pub fn is_cached(&self, digest: Digest) -> bool {
         self.content.kept.opened(&digest).is_some() || self.cache.blob_size(digest).is_some()
     }
 
     /// How many bytes of a version's content are not cached. Looks at every distinct blob.
-    pub(super) fn missing_bytes(&self, loaded: &Loaded) -> u64 {
+    pub(crate) fn missing_bytes(&self, loaded: &Loaded) -> u64 {
         let mut digests = distinct_digests(&loaded.manifest);
         loaded
             .manifest

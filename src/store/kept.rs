@@ -137,6 +137,20 @@ impl Kept {
         Verified::Memory(bytes)
     }
 
+    /// Closes every file that has lost its name.
+    pub(super) fn forget_nameless(&self) {
+        let nameless = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
+        let mut open = lock(&self.open);
+        let gone: Vec<Digest> = open
+            .iter()
+            .filter(|(_, open)| nameless(&open.0))
+            .map(|(digest, _)| *digest)
+            .collect();
+        for digest in &gone {
+            open.pop(digest);
+        }
+    }
+
     pub(super) fn forget(&self, digest: &Digest) {
         lock(&self.open).pop(digest);
         lock(&self.hashed).pop(digest);

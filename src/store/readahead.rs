@@ -218,10 +218,15 @@ impl Store {
         }
     }
 
-    async fn pull(&self, loaded: &Arc<Loaded>) {
+    /// Fetches all content of a version in one answer, if a source can; what it lacks is fetched
+    /// file by file, by whoever needs it.
+    pub(crate) async fn pull(&self, loaded: &Arc<Loaded>) {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
         for source in &self.sources {
+            if !source.pulls() {
+                return;
+            }
             match self.pull_from(source, loaded, deadline).await {
                 Ok(Some(kept)) => {
                     self.metrics.add(Counter::ReadAhead, kept as u64);

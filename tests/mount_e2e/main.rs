@@ -7,14 +7,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod command;
+mod damage;
 mod faults;
 mod lazy;
 mod manifests;
 mod names;
 mod offline;
+mod publishing;
 mod readonly;
 mod secrets;
+mod stranger;
 #[path = "../support/mod.rs"]
 mod support;
+mod system;
 mod tools;
 mod warm;

@@ -292,18 +292,7 @@ impl Mounting {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         assert_eq!(output.stdout, b"", "what is printed is data");
-        let statuses = self.home.statuses();
-        let status = statuses
-            .iter()
-            .find(|status| status["mountpoint"] == place.path().to_str().unwrap())
-            .expect("a status of the mount");
-        let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
-        TestMount {
-            process: Process::new(pid, None),
-            log: None,
-            place,
-            home: self.home,
-        }
+        TestMount::found(place, &self.home)
     }
 
     fn command(&self, place: &Place) -> Command {
@@ -336,6 +325,23 @@ impl TestMount {
             home: Home::new(),
             args: Vec::new(),
             env: Vec::new(),
+        }
+    }
+
+    /// A mount that somebody has made in the background, with this home.
+    #[track_caller]
+    pub(crate) fn found(place: Place, home: &Arc<Home>) -> Self {
+        let statuses = home.statuses();
+        let status = statuses
+            .iter()
+            .find(|status| status["mountpoint"] == place.path().to_str().unwrap())
+            .expect("a status of the mount");
+        let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
+        Self {
+            process: Process::new(pid, None),
+            log: None,
+            place,
+            home: Arc::clone(home),
         }
     }
 
@@ -459,13 +465,20 @@ impl TestMount {
 
     /// Unmounts as a user would, and waits for the daemon's end.
     #[track_caller]
-    pub(crate) fn unmount(mut self) {
+    pub(crate) fn unmount(self) {
+        self.unmount_and(|| {});
+    }
+
+    /// The same, with a look at what is left before the directory goes.
+    #[track_caller]
+    pub(crate) fn unmount_and(mut self, look: impl FnOnce()) {
         let mut command = self.home.command(["umount"]);
         succeed(command.arg(self.place.path()));
         if let Some(status) = self.ended() {
             assert!(status.success(), "{status}; log: {}", self.log());
         }
         assert_eq!(fs_types(self.dir()), [""; 0]);
+        look();
     }
 }
 

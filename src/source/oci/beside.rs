@@ -10,6 +10,7 @@ use super::{Named, OciSource};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
+use crate::source::breaker::Guarded;
 use crate::source::{Deadline, Published, Sink, Source};
 
 /// Has files' content.
@@ -29,7 +30,7 @@ pub trait Content: Send + Sync + 'static {
 }
 
 #[async_trait]
-impl Content for OciSource {
+impl Content for Guarded {
     fn name(&self) -> &str {
         Source::name(self)
     }
@@ -48,7 +49,7 @@ impl Content for OciSource {
 /// A source that is asked for files' content and nothing else.
 ///
 /// To all other questions it answers that it does not know, which is no verdict: the next source is
-/// asked.
+/// asked. Nor is it a sign of life, so a breaker belongs below it.
 pub struct ContentOnly(Arc<dyn Content>);
 
 impl ContentOnly {
@@ -73,6 +74,10 @@ impl Source for ContentOnly {
     }
 
     fn tells_namespaces(&self) -> bool {
+        false
+    }
+
+    fn pulls(&self) -> bool {
         false
     }
 
@@ -169,6 +174,10 @@ impl Source for Beside {
 
     fn tells_namespaces(&self) -> bool {
         self.api.tells_namespaces()
+    }
+
+    fn pulls(&self) -> bool {
+        self.api.pulls()
     }
 
     async fn resolve(
