@@ -333,3 +333,62 @@ fn registry_publish_goes_to_an_oci_registry_too() {
     assert!(printed.starts_with(&format!("{}/team/acme/kit:1.0.0@sha256:", registry.host)));
     registry.json("team/acme/kit/manifests/1.0.0");
 }
+
+#[test]
+fn a_yank_is_honoured_by_whoever_resolves() {
+    let registry = DockerRegistry::open();
+    let home = Home::new();
+    let host = registry.host.as_str();
+    for version in ["1.0.0", "1.2.0"] {
+        let dir = home.bundle(&format!("acme/kit@{version}"), FILES);
+        home.ok(&["publish", dir.to_str().unwrap(), "--oci", host]);
+    }
+    // In a home of its own each time: nothing is remembered.
+    let resolve =
+        |reference: &str| Home::new().json(&["resolve", reference, "--oci", host, "--json"]);
+    assert_eq!(resolve("acme/kit")["version"], "1.2.0");
+    home.ok(&[
+        "yank",
+        "acme/kit@1.2.0",
+        "--oci",
+        host,
+        "--reason",
+        "leaks a secret",
+    ]);
+    assert_eq!(resolve("acme/kit")["version"], "1.0.0");
+    assert_eq!(resolve("acme/kit@^1")["version"], "1.0.0");
+    let exact = resolve("acme/kit@1.2.0");
+    assert_eq!(exact["version"], "1.2.0");
+    assert_eq!(exact["state"], "yanked");
+    home.ok(&["unyank", "acme/kit@1.2.0", "--oci", host]);
+    assert_eq!(resolve("acme/kit")["version"], "1.2.0");
+}
+
+#[test]
+fn an_export_from_the_registry_has_its_manifest_with_all_annotations() {
+    let registry = DockerRegistry::start(Access::Password, None);
+    let host = registry.host.as_str();
+    let home = Home::new();
+    home.docker_login(host);
+    let dir = home.bundle("acme/kit@1.0.0+b", FILES);
+    let dir = dir.to_str().unwrap();
+    let published = home.json(&["publish", dir, "--oci", host, "--tag", "stable", "--json"]);
+    let layout = home.path().join("layout");
+    let layout = layout.to_str().unwrap();
+    let rows = home.json(&["export", "acme/kit@stable", layout, "--oci", host, "--json"]);
+    assert_eq!(rows[0]["ref"], "acme/kit@1.0.0+b");
+    assert_eq!(rows[0]["digest"], published["digest"]);
+    assert_eq!(rows[0]["rebuilt"], false);
+    let elsewhere = Home::new();
+    let on_layout = ["--oci", &format!("oci-layout:{layout}"), "--json"];
+    let found = elsewhere.json(&[&["resolve", "acme/kit@stable"][..], &on_layout].concat());
+    assert_eq!(found["version"], "1.0.0+b");
+    assert_eq!(found["ociDigest"], published["digest"]);
+    // Into the cache of a machine that cannot reach the registry, aliases included.
+    elsewhere.ok(&["import", layout, "--oci", host]);
+    let offline = ["--oci", host, "--offline", "--json"];
+    for reference in ["acme/kit", "acme/kit@stable", "acme/kit@1.0.0+b"] {
+        let found = elsewhere.json(&[&["resolve", reference][..], &offline].concat());
+        assert_eq!(found["version"], "1.0.0+b", "{reference}");
+    }
+}
