@@ -6,7 +6,7 @@
 //! └─ layer   application/vnd.musher.bundle.v1.asset    one per file, raw; its title is the path
 //! ```
 //!
-//! The same version is the same config and the same layers, byte for byte and in the same order,
+//! The same version is the same config and the same layers, byte for byte and sorted by path,
 //! wherever it is made: by the embedded registry, by a push, by an export. The manifest adds
 //! annotations. Without annotations of the publisher's, it follows from names and content alone, so
 //! that its digest says what is in the version and not when it was made.

@@ -333,7 +333,7 @@ impl Remote {
         let grant = self.authenticator.current(&scope, what, deadline).await?;
         let answer = ask(grant.as_ref().map(|grant| grant.authorization())).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
+            return self.admitted(answer, what);
         }
         let renewed = self
             .authenticator

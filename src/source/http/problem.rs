@@ -127,6 +127,23 @@ mod tests {
     }
 
     #[test]
+    fn the_first_error_of_an_oci_registry_is_what_it_says() {
+        let body =
+            r#"{"errors":[{"code":"DENIED","message":"not yours","detail":{}},{"code":"X"}]}"#;
+        assert_eq!(
+            line(403, "application/json", body),
+            "403 Forbidden: DENIED: not yours"
+        );
+        for odd in [
+            r#"{"errors":[]}"#,
+            r#"{"errors":7}"#,
+            r#"{"errors":[{"message":"x"}]}"#,
+        ] {
+            assert_eq!(line(403, "application/json", odd), "403 Forbidden", "{odd}");
+        }
+    }
+
+    #[test]
     fn the_title_and_the_status_line_stand_in() {
         let title = r#"{"type":"about:blank","title":"No such thing","detail":null}"#;
         assert_eq!(
