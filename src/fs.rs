@@ -5,7 +5,7 @@
 //! must not wait spawns the future and goes on. All of it must be called within a tokio runtime.
 //!
 //! What the kernel has cached for ever has to be called back when it changes: the body of a symlink
-//! that moves ([`link`]), the listing of a namespace ([`listing`]). The order is: change it here, tell
+//! that moves (`link`), the listing of a namespace (`listing`). The order is: change it here, tell
 //! the kernel (from a thread of its own, see [`Invalidate`]), and only then answer.
 
 pub mod inode;

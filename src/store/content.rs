@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A cached file is hashed when it is first used and again whenever its fingerprint differs: other
-//! tools write blobs in place, and disks decay. [`kept`](super::kept) has those that are at hand.
+//! tools write blobs in place, and disks decay. `kept.rs` has those that are at hand.
 //!
 //! A blob that could not be had is answered from memory for [`FAILURE_MEMORY`]: the kernel asks a
 //! failed READ twice, and the second must not wait as long as the first. The sources are asked in
