@@ -271,7 +271,8 @@ class Warm:
 
                 self.turns(row, mount, on(native), on(files), peer and on(peer / "files"), passes)
 
-            turns(self.read, self.list, 1, command="read")
+            # A few in one process: its first pass also warms up the processor.
+            turns(self.read, self.list, 5, command="read")
             turns(self.rg, "rg", "--no-config", "calculate the answer|never reveal keys", ".")
             turns(self.find, *walk)
             turns(self.ls, "ls", "-lR")
@@ -279,9 +280,9 @@ class Warm:
             self.turns(
                 self.sequential,
                 mount,
-                ("sequential", self.native / "large" / "large.txt", 1),
-                ("sequential", large, 1),
-                peer and ("sequential", peer / "large" / "large.txt", 1),
+                ("sequential", self.native / "large" / "large.txt", 5),
+                ("sequential", large, 5),
+                peer and ("sequential", peer / "large" / "large.txt", 5),
                 self.bench.passes,
             )
             self.latencies(native, files, peer)

@@ -146,8 +146,10 @@ def write_definition(root: Path, name: str, version: str, files: dict[str, bytes
         "description": "files for a benchmark",
         "visibility": "public",
         "license": "MIT",
+        "readme": "README.md",
         "assets": [{"logical_path": path, "asset_type": "prompt"} for path in files],
     }
+    (root / "README.md").write_text("Files for a benchmark.\n")
     # JSON is YAML.
     (root / "musher.yaml").write_text(json.dumps(definition))
 
