@@ -30,12 +30,16 @@ impl Place {
         below.split_once('/').unwrap_or((below, ""))
     }
 
+    pub(in super::super) fn host(&self) -> &str {
+        self.host_and_bundle().0
+    }
+
     pub(super) fn namespace(&self) -> Option<&str> {
         self.host_and_bundle().1.split('/').next()
     }
 
     pub(super) fn is_local(&self) -> bool {
-        self.host_and_bundle().0 == "_local"
+        self.host() == "_local"
     }
 
     pub(in super::super) fn file(&self) -> String {
