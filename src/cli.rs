@@ -10,21 +10,26 @@
 
 mod cache;
 mod completions;
+mod export;
 pub mod failure;
+mod import;
 mod load;
 mod lock;
 pub mod logging;
 mod ls;
 mod man;
 mod mount;
+mod oci;
 mod output;
 mod pin;
 mod progress;
+mod publish;
 mod registry;
 mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod yank;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -105,6 +110,11 @@ enum Command {
     Lock(lock::Args),
     Status(status::Args),
     Cache(cache::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Publish(publish::Args),
+    Yank(yank::YankArgs),
+    Unyank(yank::UnyankArgs),
     Registry(registry::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -168,6 +178,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Cache(args) => {
             logging::init_command(verbosity)?;
             cache::run(&args)
+        }
+        Command::Export(args) => {
+            logging::init_command(verbosity)?;
+            export::run(&args)
+        }
+        Command::Import(args) => {
+            logging::init_command(verbosity)?;
+            import::run(&args)
+        }
+        Command::Publish(args) => {
+            logging::init_command(verbosity)?;
+            publish::run(&args)
+        }
+        Command::Yank(args) => {
+            logging::init_command(verbosity)?;
+            yank::yank(&args)
+        }
+        Command::Unyank(args) => {
+            logging::init_command(verbosity)?;
+            yank::unyank(&args)
         }
         Command::Registry(args) => {
             logging::init_command(args.verbosity(verbosity))?;

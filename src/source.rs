@@ -7,6 +7,9 @@
 pub mod api;
 pub mod breaker;
 pub mod http;
+pub mod layout;
+pub mod mirror;
+pub mod oci;
 
 use std::hash::Hash;
 use std::time::Duration;
@@ -138,6 +141,17 @@ pub trait Sink: Send {
 pub trait Source: Send + Sync + 'static {
     /// Who this is, for logs and error messages: a kind and a URL without credentials.
     fn name(&self) -> &str;
+
+    /// Whether [`Source::bundles`] is sure of which namespaces exist. Of one that is not, nobody
+    /// needs to ask it when only that is the question.
+    fn tells_namespaces(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Source::pull`] is worth a try; whoever is better asked file by file says no.
+    fn pulls(&self) -> bool {
+        true
+    }
 
     /// What `selector` of `bundle` is at the moment. The answer names a version; it may lack the
     /// list of files.

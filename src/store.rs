@@ -444,6 +444,29 @@ impl Store {
             })
     }
 
+    /// Compares the artifact that a manifest was read from with the one that is known: a version's
+    /// tag in an OCI registry must not move, not even to another artifact with the same files.
+    fn check_artifact(&self, manifest: &Manifest) -> Result<()> {
+        let id = manifest.id();
+        let named = |manifest: &Manifest| -> Option<Digest> {
+            manifest.info().oci_digest.as_deref()?.parse().ok()
+        };
+        let known = self.known(id).filter(|known| known.host == self.host);
+        let first = known.and_then(|known| named(&known.manifest));
+        match (first, named(manifest)) {
+            (Some(first), Some(now)) if first != now => {
+                if self.first_report(id, "contradiction") {
+                    error!(version = %id, %first, %now, "integrity alarm: this version has moved to another artifact; the first stays");
+                }
+                Err(Error::Contradiction {
+                    what: id.to_string(),
+                    detail: format!("its artifact was {first} and now is {now}"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn report_refused(&self, manifest: &Manifest) {
         let mut refused = manifest.refused();
         if let Some((entry, reason)) = refused.next()
@@ -560,6 +583,7 @@ impl Store {
                     source,
                 })?;
         self.check_table(&manifest)?;
+        self.check_artifact(&manifest)?;
         self.report_refused(&manifest);
         lock(&self.removed).remove(version);
         let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);

@@ -23,13 +23,16 @@ const HELP: &str = "\
 Examples:
   musherfs mount
   musherfs mount --namespace acme ~/bundles
+  musherfs mount --oci ghcr.io --namespace acme
+  musherfs mount --oci registry.example.com/team --mirror https://cache.example.com:5000
   musherfs mount --api-url http://127.0.0.1:8787 --foreground /tmp/m
   musherfs mount -o user_xattr,allow_other,readahead=0
 
 In /etc/fstab:
   musherfs  /mnt/musher  fuse.musherfs  allow_other,nofail,api_key_file=/etc/musher/key  0  0
 
-What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`, and all others
+What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`,
+`oci.registry_url`, and all others
 below `mount:`, such as `mount.readahead` for MUSHERFS_READAHEAD.";
 
 /// Mount all bundles as files
@@ -47,7 +50,7 @@ pub(super) struct Args {
     foreground: bool,
 
     /// Show sample bundles from a registry inside this program
-    #[arg(long, conflicts_with_all = ["api_url", "offline"])]
+    #[arg(long, conflicts_with_all = ["api_url", "oci", "mirrors", "offline"])]
     demo: bool,
 
     /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
@@ -350,7 +353,7 @@ async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure
         options: plan.options,
         client,
         keeper,
-        registry: config.api_url.to_string(),
+        registry: config.registry().to_string(),
         user_xattr: config.user_xattr.value,
         threads: config.threads.value,
         runtime_dir: Some(directories.runtime),

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, Namespace, Slug, Version};
 use crate::single_flight::SingleFlight;
-use crate::source::{Deadline, Published};
+use crate::source::{Deadline, Published, Source};
 
 /// How long a listing is answered from memory: the life of a directory's attributes in the kernel.
 pub const LISTING_TTL: Duration = Duration::from_secs(60);
@@ -150,6 +150,10 @@ impl Resolver {
     ) -> Presence {
         if let Some(known) = self.namespace_now(namespace) {
             return known;
+        }
+        let tells = |source: &Arc<dyn Source>| source.tells_namespaces();
+        if !self.settings.sources.iter().any(tells) {
+            return Presence::Assumed;
         }
         match self.ask_for_listing(namespace, false, deadline).await {
             Ok(listing) if listing.complete => Presence::Known,

@@ -224,6 +224,9 @@ impl Store {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
         for source in &self.sources {
+            if !source.pulls() {
+                return;
+            }
             match self.pull_from(source, loaded, deadline).await {
                 Ok(Some(kept)) => {
                     self.metrics.add(Counter::ReadAhead, kept as u64);
