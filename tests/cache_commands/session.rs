@@ -289,6 +289,38 @@ fn an_entry_that_cannot_be_read_keeps_all_content_until_it_expires() {
 }
 
 #[test]
+fn heal_fetches_removes_or_leaves_what_is_damaged_and_says_which() {
+    let house = furnished();
+    let manifest = format!(
+        "manifests/{}/acme/review/1.0.0.json",
+        house.registry.host_id()
+    );
+    fs::write(house.root().join(&manifest), "{\"layers\": null}").unwrap();
+    let pack = house.root().join("manifests/_local/acme/kit/1.2.0.json");
+    let pack: serde_json::Value = serde_json::from_slice(&fs::read(pack).unwrap()).unwrap();
+    let hex = |digest: &str| {
+        let path = format!("blobs/sha256/{}/{digest}", &digest[..2]);
+        fs::create_dir_all(house.root().join(&path).parent().unwrap()).unwrap();
+        fs::write(house.root().join(&path), "BAD").unwrap();
+        path
+    };
+    let packed = hex(pack["layers"][0]["contentSha256"].as_str().unwrap());
+    let nobodys = hex(&"ab".repeat(32));
+
+    let plan = house.ok(&["cache", "heal", "--dry-run"]);
+    assert!(plan.ends_with(" 3 damaged\n"), "{plan}");
+    let heal = house.run(&["cache", "heal", "--json"]);
+    assert_eq!(heal.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&heal.stdout).unwrap();
+    assert_eq!(report["removed"], json!([nobodys]));
+    let rewritten = report["rewritten"].as_array().unwrap();
+    assert!(rewritten.contains(&json!(manifest)), "{rewritten:?}");
+    assert_eq!(report["failed"][0]["path"], packed);
+    assert_eq!(fs::read(house.root().join(&packed)).unwrap(), b"BAD");
+    house.ok(&["load", "acme/review", "--offline"]);
+}
+
+#[test]
 fn young_content_and_files_being_written_stay() {
     let house = House::new();
     let root = house.root();

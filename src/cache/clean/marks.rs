@@ -289,6 +289,37 @@ mod tests {
     }
 
     #[test]
+    fn what_others_write_meanwhile_counts_the_next_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let bundle = temp.path().join("manifests/h.test/acme/deep/er");
+        std::fs::create_dir_all(&bundle).unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        let entry = |text: &str| {
+            let hex = Digest::of(text.as_bytes()).hex();
+            format!(r#"{{"layers": [{{"contentSha256": "{hex}"}}]}}"#)
+        };
+        let mut marks = Marks::default();
+        marks.update(&root);
+        assert!(!marks.names(Digest::of(b"a")));
+        std::fs::write(bundle.join("1.0.0.json"), entry("a")).unwrap();
+        // Python is about to rename this one.
+        std::fs::write(bundle.join("tmpab12cd_9.json"), entry("b")).unwrap();
+        std::fs::write(bundle.join("tmpab12cd_0.json"), "{").unwrap();
+        marks.update(&root);
+        assert!(marks.names(Digest::of(b"a")) && marks.names(Digest::of(b"b")));
+        assert_eq!(marks.unreadable(), Vec::<String>::new());
+        std::fs::write(bundle.join("1.0.0.json"), "{").unwrap();
+        marks.update(&root);
+        assert_eq!(
+            marks.unreadable(),
+            ["manifests/h.test/acme/deep/er/1.0.0.json"]
+        );
+        std::fs::remove_file(bundle.join("1.0.0.json")).unwrap();
+        marks.update(&root);
+        assert_eq!(marks.unreadable(), Vec::<String>::new());
+    }
+
+    #[test]
     fn what_cannot_be_understood_is_not_taken_for_empty() {
         for json in [
             "",
