@@ -19,7 +19,7 @@
 //! | 6 | [`cache`] |
 //! | 7 | [`source`] |
 //! | 8 | [`resolve`], then [`store`] |
-//! | 9 | [`client`], [`publish`], then [`registry`], [`care`] |
+//! | 9 | [`client`], then [`publish`], then [`registry`], [`care`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
 //! | 12 | [`mount`] |
