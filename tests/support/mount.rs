@@ -12,7 +12,7 @@
 //! nothing is mounted and its daemon is gone. Only that daemon: it is held by a descriptor of its
 //! process, not by a number that could be somebody else's by now.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -201,6 +201,15 @@ impl Home {
         serde_json::from_str(&json).unwrap()
     }
 
+    /// The status that `is_it`. The command waits for a daemon no longer than a second, which on a
+    /// busy machine may be too short.
+    #[track_caller]
+    fn status(&self, whose: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        eventually(&format!("a status of {whose}"), || {
+            self.statuses().into_iter().find(&is_it)
+        })
+    }
+
     /// Lets every cached ref expire so many seconds from now; negative for the past.
     pub(crate) fn refs_expire_in(&self, seconds: f64) {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
@@ -331,11 +340,8 @@ impl TestMount {
     /// A mount that somebody has made in the background, with this home.
     #[track_caller]
     pub(crate) fn found(place: Place, home: &Arc<Home>) -> Self {
-        let statuses = home.statuses();
-        let status = statuses
-            .iter()
-            .find(|status| status["mountpoint"] == place.path().to_str().unwrap())
-            .expect("a status of the mount");
+        let dir = place.path().to_str().unwrap();
+        let status = home.status("the mount", |status| status["mountpoint"] == dir);
         let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
         Self {
             process: Process::new(pid, None),
@@ -398,9 +404,8 @@ impl TestMount {
     #[track_caller]
     pub(crate) fn status(&self) -> Value {
         let pid = self.pid();
-        let statuses = self.home.statuses();
-        let mine = statuses.into_iter().find(|status| status["pid"] == pid);
-        mine.unwrap_or_else(|| panic!("no status from process {pid}"))
+        self.home
+            .status("the daemon", |status| status["pid"] == pid)
     }
 
     /// All counters.
