@@ -413,15 +413,15 @@ def cold_peer(bench: Bench) -> None:
     content = next(row for what, row in rows.items() if what.endswith("uncached: content"))
     native = bench.work / "peer-cold"
     files = {path: fixtures.text(path, fixtures.FILE_SIZE) for path in fixtures.paths()}
-    fixtures.write_tree(native, {**files, "one.md": fixtures.text("one", 256 << 10)})
+    fixtures.write_tree(native / "files", files)
+    fixtures.write_tree(native / "single", {"one.md": fixtures.text("one", 256 << 10)})
     with services.RcloneServer(native, bench.work / "rclone-cold.log") as server:
         with services.CountingProxy(server.url) as proxy:
-            with Rclone(proxy.url, bench.work / "rclone-cold", bench.work / "mnt-rclone") as mount:
+            with Rclone(f"{proxy.url}/single/", bench.work / "rclone-herd", bench.work / "mnt-rclone") as mount:
                 bench.drive("herd", READERS, mount.directory / "one.md")
                 herd.peer.append(proxy.count(FILE_REQUEST))
         with services.CountingProxy(server.url) as proxy:
-            with Rclone(proxy.url, bench.work / "rclone-cold-2", bench.work / "mnt-rclone") as mount:
-                (native / "one.md").unlink()
+            with Rclone(f"{proxy.url}/files/", bench.work / "rclone-tools", bench.work / "mnt-rclone") as mount:
                 look_around(bench, mount.directory, len(files), 99)
                 content.peer.append(proxy.count(FILE_REQUEST))
 
