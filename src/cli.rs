@@ -8,9 +8,13 @@
 //! * a reader that goes away (`| head`) ends the program quietly;
 //! * exit codes are those of the other Musher tools ([`failure::Exit`]).
 
+mod bugreport;
 mod cache;
 mod completions;
+mod doctor;
+mod events;
 pub mod failure;
+mod log;
 pub mod logging;
 mod ls;
 mod man;
@@ -21,6 +25,7 @@ mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod why;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -95,6 +100,11 @@ enum Command {
     Ls(ls::Args),
     Resolve(resolve::Args),
     Status(status::Args),
+    Why(why::Args),
+    Doctor(doctor::Args),
+    Bugreport(bugreport::Args),
+    Events(events::Args),
+    Log(log::Args),
     Cache(cache::Args),
     Registry(registry::Args),
     Completions(completions::Args),
@@ -135,6 +145,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Status(args) => {
             logging::init_command(verbosity)?;
             status::run(&args)
+        }
+        Command::Why(args) => {
+            logging::init_command(verbosity)?;
+            why::run(&args)
+        }
+        Command::Doctor(args) => {
+            logging::init_command(verbosity)?;
+            doctor::run(&args)
+        }
+        Command::Bugreport(args) => {
+            logging::init_command(verbosity)?;
+            bugreport::run(&args)
+        }
+        Command::Events(args) => {
+            logging::init_command(verbosity)?;
+            events::run(&args)
+        }
+        Command::Log(args) => {
+            logging::init_command(verbosity)?;
+            log::run(&args)
         }
         Command::Cache(args) => {
             logging::init_command(verbosity)?;

@@ -122,6 +122,15 @@ impl Context {
 
     /// Everything that is needed to ask the registry and the cache. Contacts nobody.
     pub(super) fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::new(
+            &self.config,
+            &self.directories,
+            self.key_chain()?,
+        )?)
+    }
+
+    /// Where the key of the registry is looked for.
+    pub(super) fn key_chain(&self) -> Result<KeyChain, Failure> {
         let host = client::host_of(&self.config)?;
         let mut hosts = vec![host.as_str().to_owned()];
         hosts.extend(
@@ -129,11 +138,7 @@ impl Context {
                 .iter()
                 .map(|host| host.as_str().to_owned()),
         );
-        Ok(Client::new(
-            &self.config,
-            &self.directories,
-            self.keys(&hosts),
-        )?)
+        Ok(self.keys(&hosts))
     }
 
     /// Logs what had to be ignored on the way. For when there is a log.

@@ -16,6 +16,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -84,6 +85,8 @@ pub(super) struct Content {
     memory: Mutex<InMemory>,
     /// The fingerprints of the files that were hashed in this session, open or not.
     hashed: Mutex<HashMap<Digest, Fingerprint>>,
+    /// When blobs were found to have the right bytes; the last few thousand.
+    verified: Mutex<LruCache<Digest, SystemTime>>,
     /// Which source the blobs fetched in this session came from; the last few thousand.
     origins: Mutex<LruCache<Digest, Arc<str>>>,
     flights: SingleFlight<Digest, Result<Verified>>,
@@ -101,6 +104,7 @@ impl Default for Content {
                 bytes: 0,
             }),
             hashed: Mutex::default(),
+            verified: Mutex::new(LruCache::new(ORIGINS)),
             origins: Mutex::new(LruCache::new(ORIGINS)),
             flights: SingleFlight::default(),
             failures: Failures::default(),
@@ -119,12 +123,16 @@ impl Content {
 
     fn keep_file(&self, digest: Digest, file: File, fingerprint: Fingerprint) -> Verified {
         let open = Arc::new((file, fingerprint));
-        lock(&self.hashed).insert(digest, fingerprint);
+        // Unchanged since it was hashed: verified then, not now.
+        if lock(&self.hashed).insert(digest, fingerprint) != Some(fingerprint) {
+            lock(&self.verified).put(digest, SystemTime::now());
+        }
         lock(&self.open).put(digest, Arc::clone(&open));
         Verified::File(open)
     }
 
     fn keep_memory(&self, digest: Digest, bytes: Bytes) -> Verified {
+        lock(&self.verified).put(digest, SystemTime::now());
         let mut memory = lock(&self.memory);
         memory.bytes += bytes.len();
         if let Some((_, old)) = memory.blobs.push(digest, bytes.clone()) {
@@ -142,6 +150,7 @@ impl Content {
     fn forget(&self, digest: &Digest) {
         lock(&self.open).pop(digest);
         lock(&self.hashed).remove(digest);
+        lock(&self.verified).pop(digest);
     }
 }
 
@@ -366,6 +375,11 @@ impl Store {
     pub fn blob_origin(&self, digest: Digest) -> Arc<str> {
         let fetched = lock(&self.content.origins).get(&digest).cloned();
         fetched.unwrap_or_else(|| "cache".into())
+    }
+
+    /// When the blob's bytes were last compared with its digest in this session.
+    pub fn verified_at(&self, digest: Digest) -> Option<SystemTime> {
+        lock(&self.content.verified).peek(&digest).copied()
     }
 
     async fn obtain(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
