@@ -120,6 +120,29 @@ impl Finding {
         }
     }
 
+    /// A daemon that does not answer on its socket.
+    pub fn silent_daemon(pid: u32, problem: &str) -> Self {
+        Self::fail(
+            "daemon",
+            Area::Time,
+            format!("process {pid} does not answer on its socket: {problem}"),
+            format!("it is stopped or stuck: `musherfs umount --force` its mount, or `kill -CONT {pid}`"),
+        )
+    }
+
+    /// A daemon of another version than this program.
+    pub fn other_version(dir: &Path, version: &str) -> Self {
+        Self::warn(
+            "daemon",
+            format!(
+                "{} is served by musherfs {version}; this is {}",
+                dir.display(),
+                env!("CARGO_PKG_VERSION")
+            ),
+            "`musherfs upgrade` replaces it without interruption",
+        )
+    }
+
     /// A setting that cannot be used at all, so that hardly anything else can be looked at.
     pub fn bad_setting(message: impl Into<String>) -> Self {
         let remedy = "correct it; until then every command fails with this";

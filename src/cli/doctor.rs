@@ -1,6 +1,6 @@
 //! `musherfs doctor`: what keeps a mount from working, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use super::failure::{Exit, Failure, printable};
 use super::mount::DEFAULT_MOUNTPOINT;
 use super::output;
 use super::shared::{Context, SourceArgs, runtime};
-use crate::config::{self, Overrides, value};
+use crate::config::{self, Origin, Overrides, value};
 use crate::doctor::{self, Area, Finding, Level, Probe};
 use crate::error::Error;
+use crate::mount::control::client::{self, Answers};
 use crate::mount::mountinfo::MountTable;
 use crate::mount::touch;
 
@@ -64,7 +65,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let dir = std::path::absolute(&args.mountpoint)
         .map_err(|error| Error::io(&args.mountpoint, error))?;
     let findings = match Context::load(overrides, args.source.api_key()) {
-        Ok(context) => examine(&context, dir, timeout)?,
+        Ok(mut context) => {
+            let daemons = Daemons::ask(&context)?;
+            daemons.adopt_registry(&dir, &mut context);
+            let mut findings = examine(&context, dir, timeout)?;
+            findings.extend(daemons.findings());
+            findings
+        }
         Err(failure) if failure.code == u8::from(Exit::Configuration) => {
             vec![Finding::bad_setting(failure.message)]
         }
@@ -85,6 +92,52 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match doctor::worst(&findings).map(exit) {
         None | Some(None) => Ok(()),
         Some(Some(exit)) => Err(Failure::printed(exit)),
+    }
+}
+
+/// How long the daemons may take together.
+const DAEMONS: Duration = Duration::from_millis(200);
+
+/// What the running daemons say.
+struct Daemons(Answers);
+
+impl Daemons {
+    fn ask(context: &Context) -> Result<Self, Failure> {
+        let asking = client::all_within(&context.directories.runtime, DAEMONS);
+        // A directory that cannot be used is a finding of its own.
+        Ok(Self(runtime()?.block_on(asking).unwrap_or_default()))
+    }
+
+    /// Who asks about a mount means the registry of that mount, unless they name another.
+    fn adopt_registry(&self, dir: &Path, context: &mut Context) {
+        let url = &mut context.config.api_url;
+        let status = self.0.mounts.iter().find(|one| one.mountpoint == dir);
+        if let Some(status) = status
+            && url.origin == Origin::Default
+            && let Ok(registry) = status.registry.parse()
+        {
+            url.value = registry;
+            if status.sources.is_empty() {
+                context.config.offline.value = true;
+            }
+        }
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let silent = self.0.silent.iter();
+        let mut findings: Vec<Finding> = silent
+            .map(|silent| Finding::silent_daemon(silent.pid, &silent.error.to_string()))
+            .collect();
+        findings.extend(
+            self.0
+                .mounts
+                .iter()
+                .filter(|status| status.version != env!("CARGO_PKG_VERSION"))
+                .map(|status| {
+                    Finding::other_version(&status.mountpoint, &status.version)
+                }),
+        );
+        findings
     }
 }
 

@@ -92,8 +92,17 @@ fn sockets_in(dir: &Path) -> io::Result<Vec<Socket>> {
 ///
 /// Those of [`sockets`].
 pub async fn all(runtime_dir: &Path) -> io::Result<Answers> {
+    all_within(runtime_dir, PATIENCE).await
+}
+
+/// The same, more or less patient.
+///
+/// # Errors
+///
+/// Those of [`sockets`].
+pub async fn all_within(runtime_dir: &Path, patience: Duration) -> io::Result<Answers> {
     let asked = sockets(runtime_dir)?.into_iter().map(|socket| async move {
-        let answer = within(PATIENCE, socket.get("/v1/status")).await;
+        let answer = within(patience, socket.get("/v1/status")).await;
         (socket, answer)
     });
     let mut answers = Answers::default();

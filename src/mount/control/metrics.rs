@@ -336,7 +336,7 @@ fn bounds() -> impl Iterator<Item = f64> {
     TIME_BOUNDS
         .iter()
         .map(|micros| *micros as f64 / 1e6)
-        .chain([f64::MAX])
+        .chain([f64::INFINITY])
 }
 
 #[cfg(test)]
