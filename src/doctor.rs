@@ -126,7 +126,9 @@ impl Finding {
             "daemon",
             Area::Time,
             format!("process {pid} does not answer on its socket: {problem}"),
-            format!("it is stopped or stuck: `musherfs umount --force` its mount, or `kill -CONT {pid}`"),
+            format!(
+                "it is stopped or stuck: `musherfs umount --force` its mount, or `kill -CONT {pid}`"
+            ),
         )
     }
 

@@ -147,7 +147,10 @@ fn listening() -> FaultServer {
 #[test]
 fn nothing_is_wrong_with_a_healthy_machine() {
     let findings = Machine::healthy().examine();
-    let bad: Vec<_> = findings.iter().filter(|one| one.level > Level::Ok).collect();
+    let bad: Vec<_> = findings
+        .iter()
+        .filter(|one| one.level > Level::Ok)
+        .collect();
     assert!(bad.is_empty(), "{bad:?}");
     for id in [
         "fuse-device",
@@ -166,7 +169,10 @@ fn nothing_is_wrong_with_a_healthy_machine() {
         "key-accepted",
         "clock",
     ] {
-        assert!(findings.iter().any(|one| one.id == id), "{id} was not looked at");
+        assert!(
+            findings.iter().any(|one| one.id == id),
+            "{id} was not looked at"
+        );
     }
 }
 
@@ -453,7 +459,10 @@ fn self_signed() -> Arc<rustls::ServerConfig> {
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let certificate = rcgen::CertificateParams::new(names)
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)

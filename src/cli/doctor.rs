@@ -133,9 +133,7 @@ impl Daemons {
                 .mounts
                 .iter()
                 .filter(|status| status.version != env!("CARGO_PKG_VERSION"))
-                .map(|status| {
-                    Finding::other_version(&status.mountpoint, &status.version)
-                }),
+                .map(|status| Finding::other_version(&status.mountpoint, &status.version)),
         );
         findings
     }

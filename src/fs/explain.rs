@@ -122,7 +122,7 @@ impl Explanation {
 }
 
 const GRAMMAR: &str = "a path is NAMESPACE/BUNDLE[@VERSION]/PATH, such as acme/code-review@1.2.0/README.md, \
-     with names of lower-case letters, digits, hyphens";
+     with names of letters, digits, hyphens";
 
 impl Fs {
     /// Tells what is known of `path`, which is relative to the root of the mount.
@@ -296,7 +296,7 @@ impl Fs {
         Explanation::new(Kind::Unknown)
             .because(
                 "nobody has asked for it lately, or the registry said a while ago that it is not there",
-                "it is asked for when it is next opened",
+                "it is asked for when it is next opened; a private bundle without a key looks absent",
             )
             .or_failed(failure)
     }
@@ -351,7 +351,7 @@ impl Fs {
         Explanation::new(Kind::Unknown)
             .because(
                 "its list of files is not here: nobody has opened it lately, or the registry does not have it",
-                "it is asked for when it is next opened",
+                "it is asked for when it is next opened; a private bundle without a key looks absent",
             )
             .or_failed(failure)
     }
