@@ -123,6 +123,12 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     if let Some(outcome) = mount::called_by_machine(arguments) {
         return outcome;
     }
+    if let [_, first, rest @ ..] = arguments
+        && first == completions::SUBCOMMAND
+    {
+        completions::complete(rest);
+        return Ok(());
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return from_clap(&error),

@@ -191,6 +191,14 @@ const MOUNT_NAMES: [&Names; 13] = [
     &USER_XATTR,
 ];
 
+/// What each setting is called: in the file, in the environment, on the command line.
+pub fn names_of_settings() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    [&API_URL, &CA_FILE, &OCI_REGISTRY_URL]
+        .into_iter()
+        .chain(MOUNT_NAMES)
+        .map(|names| (names.file, names.variable, names.flag))
+}
+
 /// What the command line says; `None` (or no namespaces) is nothing. `Some(false)` is a value, and
 /// wins over the environment and the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
