@@ -22,7 +22,7 @@
 //! | 9 | [`client`], then [`publish`], then [`registry`], [`care`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
-//! | 12 | [`mount`] |
+//! | 12 | [`mount`], then [`doctor`] |
 //! | 13 | [`cli`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
@@ -34,6 +34,7 @@ pub mod client;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod fs;
 pub mod fuse;

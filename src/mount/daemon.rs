@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::background::Starter;
-use super::control::{self, Control};
+use super::control::{self, Control, SetLog, events, metrics};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
 use super::{mount_and_serve, stay, touch};
 use crate::care::keeper::Keeper;
@@ -32,6 +32,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// How.
     pub options: MountOptions,
+    /// Whether the directory says that nothing is mounted when nothing is.
+    pub marker: bool,
     /// What to serve.
     pub client: Client,
     /// Looks after the cache meanwhile.
@@ -44,6 +46,10 @@ pub struct Plan {
     pub threads: usize,
     /// Where the control socket goes; `None` for none.
     pub runtime_dir: Option<PathBuf>,
+    /// How the log's level is changed at run time.
+    pub set_log: Option<SetLog>,
+    /// Where the numbers for monitoring are to be had.
+    pub metrics: Option<metrics::Address>,
 }
 
 /// Mounts and serves until the mount is gone or a signal ends it.
@@ -82,7 +88,21 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
     let io_error = |source: io::Error| MountError::io("the process", source);
     let signals = StopSignals::listen(in_background).map_err(io_error)?;
     let point = MountPoint::prepare(&plan.dir)?;
+    if plan.marker {
+        point.mark()?;
+    }
     raise_descriptor_limit();
+    // Before mounting: an address that cannot be had is a mistake, not a reason to go without.
+    let metrics_endpoint = match &plan.metrics {
+        Some(address) => {
+            let bound = metrics::Endpoint::bind(address).await;
+            let bound = bound.map_err(|error| {
+                MountError::io(address.to_string(), io::Error::other(error.to_string()))
+            })?;
+            Some(bound)
+        }
+        None => None,
+    };
     let Client {
         resolver,
         store,
@@ -95,7 +115,7 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         store,
         journal,
         user_xattr: plan.user_xattr,
-        metrics: Arc::clone(&metrics),
+        metrics,
     });
     let (kernel, requests) = mpsc::unbounded_channel();
     fs.set_kernel(kernel);
@@ -116,9 +136,16 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");
     }
-    let control = plan.runtime_dir.and_then(|dir| {
-        let state = Control::new(mounted.dir(), plan.registry.clone(), sources, metrics);
-        control::listen(&dir, state)
+    let control = Control::new(
+        mounted.dir(),
+        mounted.id(),
+        plan.registry.clone(),
+        sources,
+        Arc::clone(&fs),
+        plan.set_log,
+    );
+    let socket = plan.runtime_dir.as_deref().and_then(|dir| {
+        control::listen(dir, Arc::clone(&control))
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
@@ -155,6 +182,7 @@ impl Started {
         ];
         tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
         let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
+        service::stopping();
         for task in tasks {
             task.abort();
             // Until it is dropped: the socket's file goes with it.
@@ -172,6 +200,9 @@ fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     tokio::task::spawn_blocking(move || {
         if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
             warn!(%error, "the mount could not be warmed up; it works, with more requests");
+            if error.kind() == io::ErrorKind::TimedOut {
+                return;
+            }
         }
         done();
     });

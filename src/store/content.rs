@@ -363,6 +363,11 @@ impl Store {
         fetched.unwrap_or_else(|| "cache".into())
     }
 
+    /// When the blob's bytes were last compared with its digest in this session.
+    pub fn verified_at(&self, digest: Digest) -> Option<SystemTime> {
+        lock(&self.content.verified).peek(&digest).copied()
+    }
+
     async fn obtain(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
         if let Some(verified) = self.content.kept.opened(&wanted.digest) {
             return Ok(verified);
