@@ -11,11 +11,14 @@
 mod bugreport;
 mod cache;
 mod completions;
+mod doctor;
+mod events;
 mod export;
 pub mod failure;
 mod import;
 mod load;
 mod lock;
+mod log;
 pub mod logging;
 mod ls;
 mod man;
@@ -30,6 +33,7 @@ mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod why;
 mod yank;
 
 use std::ffi::OsString;

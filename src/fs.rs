@@ -22,21 +22,23 @@ pub use explain::{Explanation, Kind as ExplainedKind};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::metrics::{Counter, Metrics};
-use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, VersionRef};
+use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Presence, Resolver};
 use crate::source::Deadline;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 
+use failures::Failures;
+use in_flight::InFlight;
 use inode::{Inodes, Name, Node, PROBE, Tagged};
 use tree::{Attr, FOREVER, Kind, epoch};
 
@@ -120,7 +122,9 @@ pub struct Fs {
     metrics: Arc<Metrics>,
     links: Mutex<HashMap<u64, link::Link>>,
     directories: Mutex<HashMap<u64, listing::Told>>,
-    failures: Mutex<VecDeque<Failure>>,
+    failures: Failures,
+    in_flight: Arc<InFlight>,
+    moves: broadcast::Sender<Moved>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
 }

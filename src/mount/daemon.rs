@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::background::Starter;
 use super::control::{self, Control, SetLog, events, metrics};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{mount_and_serve, stay, touch};
+use super::{mount_and_serve, service, stay, touch};
 use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
@@ -80,7 +80,10 @@ struct Started {
     serving: super::Serving,
     signals: StopSignals,
     fs: Arc<Fs>,
-    control: Option<control::Listening>,
+    control: Arc<Control>,
+    socket: Option<control::Listening>,
+    metrics: Option<metrics::Endpoint>,
+    runtime_dir: Option<PathBuf>,
     keeper: Keeper,
 }
 
@@ -149,6 +152,12 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
+    if let Some(address) = metrics_endpoint
+        .as_ref()
+        .and_then(metrics::Endpoint::address)
+    {
+        info!(%address, "numbers are served");
+    }
     Ok(Started {
         registry: plan.registry,
         mounted,
@@ -156,6 +165,9 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         signals,
         fs,
         control,
+        socket,
+        metrics: metrics_endpoint,
+        runtime_dir: plan.runtime_dir,
         keeper: plan.keeper,
     })
 }
@@ -164,7 +176,10 @@ impl Started {
     async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
         let dir = self.mounted.dir().to_owned();
         let registry = std::mem::take(&mut self.registry);
-        let mounted = move || info!(dir = %dir.display(), registry, "mounted");
+        let mounted = move || {
+            info!(dir = %dir.display(), registry, "mounted");
+            service::ready(&dir);
+        };
         match starter {
             Some(starter) => {
                 if let Err(error) = starter.ready(&self.mounted) {
@@ -176,11 +191,17 @@ impl Started {
             }
             None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
-        let mut tasks = vec![
-            tokio::spawn(self.fs.tick()),
-            tokio::spawn(self.keeper.run()),
-        ];
-        tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
+        let mut tasks = vec![tokio::spawn(self.keeper.run())];
+        if let Some(dir) = self.runtime_dir {
+            tasks.push(tokio::spawn(events::announce(self.fs.moves(), dir)));
+        }
+        tasks.push(tokio::spawn(self.fs.tick()));
+        tasks.extend(self.socket.map(|socket| tokio::spawn(socket.serve())));
+        let control = self.control;
+        tasks.extend(
+            self.metrics
+                .map(|endpoint| tokio::spawn(endpoint.serve(control))),
+        );
         let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
         service::stopping();
         for task in tasks {
@@ -194,7 +215,7 @@ impl Started {
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
 /// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
-/// so that whoever waits for what it says can also unmount.
+/// so that whoever waits for what it says (a service manager, too) can also unmount.
 fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {

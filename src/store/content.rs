@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -365,7 +365,7 @@ impl Store {
 
     /// When the blob's bytes were last compared with its digest in this session.
     pub fn verified_at(&self, digest: Digest) -> Option<SystemTime> {
-        lock(&self.content.verified).peek(&digest).copied()
+        self.content.kept.verified_at(&digest)
     }
 
     async fn obtain(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
