@@ -242,7 +242,8 @@ impl Home {
 
 /// A mount that is about to be made.
 pub(crate) struct Mounting {
-    url: String,
+    /// The option that names the registry, and its value.
+    registry: [String; 2],
     home: Arc<Home>,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -305,7 +306,8 @@ impl Mounting {
     }
 
     fn command(&self, place: &Place) -> Command {
-        let mut command = self.home.command(["mount", "--api-url", &self.url]);
+        let mut command = self.home.command(["mount"]);
+        command.args(&self.registry);
         command.args(&self.args).arg(place.path());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
@@ -329,8 +331,17 @@ impl TestMount {
 
     /// A mount of the registry at this URL.
     pub(crate) fn of_url(url: &str) -> Mounting {
+        Self::of_registry("--api-url", url)
+    }
+
+    /// A mount of an OCI registry.
+    pub(crate) fn of_oci(registry: &str) -> Mounting {
+        Self::of_registry("--oci", registry)
+    }
+
+    fn of_registry(option: &str, registry: &str) -> Mounting {
         Mounting {
-            url: url.to_owned(),
+            registry: [option.to_owned(), registry.to_owned()],
             home: Home::new(),
             args: Vec::new(),
             env: Vec::new(),
