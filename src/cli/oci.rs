@@ -79,7 +79,7 @@ impl OciArgs {
             metrics: Arc::new(Metrics::default()),
         })?;
         let files = LoginFiles::from_env();
-        let logins = client::logins(config, context.registry_keys()?, files, &endpoint)?;
+        let logins = client::logins(config, context.key_chain()?, files, &endpoint)?;
         let authenticator = Authenticator::new(http.clone(), endpoint.clone(), logins);
         Ok(Remote::new(
             endpoint,

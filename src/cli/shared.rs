@@ -184,13 +184,13 @@ impl Context {
         Ok(Client::locked(
             &self.config,
             &self.directories,
-            self.registry_keys()?,
+            self.key_chain()?,
             locked,
         )?)
     }
 
-    /// Where to look for the key of the registry that the settings name.
-    pub(super) fn registry_keys(&self) -> Result<KeyChain, Failure> {
+    /// Where the key of the registry is looked for.
+    pub(super) fn key_chain(&self) -> Result<KeyChain, Failure> {
         let host = client::host_of(&self.config)?;
         let mut hosts = vec![host.as_str().to_owned()];
         hosts.extend(

@@ -43,6 +43,11 @@ impl DockerRegistry {
     }
 
     pub fn start(access: Access, tls: Option<&Tls>) -> Self {
+        Self::configured(access, tls, "")
+    }
+
+    /// One with more in its configuration.
+    pub fn configured(access: Access, tls: Option<&Tls>, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = format!(
             "version: 0.1\n\
@@ -66,6 +71,7 @@ impl DockerRegistry {
                 path.display()
             );
         }
+        config += more;
         let path = dir.path().join("config.yml");
         fs::write(&path, config).unwrap();
         let mut child = Command::new("docker-registry")
@@ -108,6 +114,18 @@ impl DockerRegistry {
             dir,
             log,
         }
+    }
+
+    /// The requests that were answered with 200, as method and path, in their order.
+    pub fn served(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        let line = |line: &String| {
+            let (_, rest) = line.split_once("] \"")?;
+            let (request, rest) = rest.split_once(" HTTP/")?;
+            let (_, rest) = rest.split_once("\" ")?;
+            rest.starts_with("200 ").then(|| request.to_owned())
+        };
+        log.iter().filter_map(line).collect()
     }
 
     /// How many requests with this method and this in their path were answered.
