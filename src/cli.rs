@@ -8,13 +8,17 @@
 //! * a reader that goes away (`| head`) ends the program quietly;
 //! * exit codes are those of the other Musher tools ([`failure::Exit`]).
 
+mod bugreport;
 mod cache;
 mod completions;
+mod doctor;
+mod events;
 mod export;
 pub mod failure;
 mod import;
 mod load;
 mod lock;
+mod log;
 pub mod logging;
 mod ls;
 mod man;
@@ -29,6 +33,7 @@ mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod why;
 mod yank;
 
 use std::ffi::OsString;
@@ -109,6 +114,11 @@ enum Command {
     Pins(pin::PinsArgs),
     Lock(lock::Args),
     Status(status::Args),
+    Why(why::Args),
+    Doctor(doctor::Args),
+    Bugreport(bugreport::Args),
+    Events(events::Args),
+    Log(log::Args),
     Cache(cache::Args),
     Export(export::Args),
     Import(import::Args),
@@ -131,6 +141,12 @@ pub fn main() -> ExitCode {
 fn run(arguments: &[OsString]) -> Result<(), Failure> {
     if let Some(outcome) = mount::called_by_machine(arguments) {
         return outcome;
+    }
+    if let [_, first, rest @ ..] = arguments
+        && first == completions::SUBCOMMAND
+    {
+        completions::complete(rest);
+        return Ok(());
     }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -174,6 +190,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Status(args) => {
             logging::init_command(verbosity)?;
             status::run(&args)
+        }
+        Command::Why(args) => {
+            logging::init_command(verbosity)?;
+            why::run(&args)
+        }
+        Command::Doctor(args) => {
+            logging::init_command(verbosity)?;
+            doctor::run(&args)
+        }
+        Command::Bugreport(args) => {
+            logging::init_command(verbosity)?;
+            bugreport::run(&args)
+        }
+        Command::Events(args) => {
+            logging::init_command(verbosity)?;
+            events::run(&args)
+        }
+        Command::Log(args) => {
+            logging::init_command(verbosity)?;
+            log::run(&args)
         }
         Command::Cache(args) => {
             logging::init_command(verbosity)?;

@@ -9,6 +9,8 @@
 
 mod sources;
 
+pub use sources::logins;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

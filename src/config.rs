@@ -57,6 +57,29 @@ pub fn rust_log() -> Option<String> {
     Some(text.to_string_lossy().into_owned()).filter(|text| !text.trim().is_empty())
 }
 
+/// The proxy variables that are set, without user names and passwords in them.
+pub fn proxies() -> Vec<(&'static str, String)> {
+    const NAMES: [&str; 8] = [
+        "https_proxy",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "HTTP_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+    ];
+    let set = NAMES.iter().filter_map(|name| {
+        let value = std::env::var_os(name)?.to_string_lossy().into_owned();
+        let shown = match value.rsplit_once('@') {
+            Some((_, host)) => format!("…@{host}"),
+            None => value.clone(),
+        };
+        (!value.is_empty()).then_some((*name, shown))
+    });
+    set.collect()
+}
+
 /// Who set a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -188,6 +211,14 @@ const MOUNT_NAMES: [&Names; 18] = [
     &USER_XATTR,
 ];
 
+/// What each setting is called: in the file, in the environment, on the command line.
+pub fn names_of_settings() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    [&API_URL, &CA_FILE, &OCI_REGISTRY_URL]
+        .into_iter()
+        .chain(MOUNT_NAMES)
+        .map(|names| (names.file, names.variable, names.flag))
+}
+
 /// What the command line says; `None` (or no namespaces) is nothing. `Some(false)` is a value, and
 /// wins over the environment and the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -315,6 +346,15 @@ impl Config {
     pub fn load(directories: &Directories, overrides: Overrides) -> Result<Self> {
         let file = File::read(&directories.config_file())?;
         Self::resolve(overrides, &|name| std::env::var_os(name), &file)
+    }
+
+    /// The settings of a mount on a machine where nobody has set anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if `overrides` cannot be used.
+    pub fn without_surroundings(overrides: Overrides) -> Result<Self> {
+        Self::resolve(overrides, &|_| None, &File::default())
     }
 
     fn resolve(flags: Overrides, env: Env<'_>, file: &File) -> Result<Self> {

@@ -205,6 +205,14 @@ impl KeyChain {
         Ok(self.find()?.map(|(_, origin)| origin))
     }
 
+    /// Why files that might hold the key are not used: path and problem, never content.
+    pub fn problems(&self) -> Vec<String> {
+        self.files
+            .iter()
+            .filter_map(|file| file.problem())
+            .collect()
+    }
+
     fn find(&self) -> Result<Option<(ApiKey, KeyOrigin)>> {
         if let Some(given) = &self.given {
             return Ok(Some(given.clone()));

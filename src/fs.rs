@@ -5,41 +5,48 @@
 //! must not wait spawns the future and goes on. All of it must be called within a tokio runtime.
 //!
 //! What the kernel has cached for ever has to be called back when it changes: the body of a symlink
-//! that moves ([`link`]), the listing of a namespace ([`listing`]). The order is: change it here, tell
+//! that moves (`link`), the listing of a namespace (`listing`). The order is: change it here, tell
 //! the kernel (from a thread of its own, see [`Invalidate`]), and only then answer.
 
+mod explain;
+pub mod failures;
+pub mod in_flight;
 pub mod inode;
 mod link;
 mod listing;
 pub mod tree;
 mod xattr;
 
-use std::collections::{HashMap, VecDeque};
+pub use explain::{Explanation, Kind as ExplainedKind};
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::metrics::{Counter, Metrics};
-use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, VersionRef};
+use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Presence, Resolver};
 use crate::source::Deadline;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 
+use failures::Failures;
+use in_flight::InFlight;
 use inode::{Inodes, Name, Node, PROBE, Tagged};
 use tree::{Attr, FOREVER, Kind, epoch};
 
 /// What the file `/.musherfs` says.
 pub const PROBE_TEXT: &str = concat!("musherfs ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// Most failures that are kept for explanations.
-const MOST_FAILURES: usize = 256;
+/// How many moves somebody who listens may lag behind before the oldest are lost.
+const MOVES_KEPT: usize = 256;
 
 /// How often refs in use are looked over, and the cache's size is taken.
 const TICK: Duration = Duration::from_secs(30);
@@ -69,15 +76,18 @@ pub struct Invalidate {
     pub done: Option<oneshot::Sender<()>>,
 }
 
-/// A failed request, kept for explanations.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// The inode that was asked for; the parent's, for a lookup.
-    pub ino: u64,
-    /// When.
-    pub at: SystemTime,
-    /// Why.
-    pub error: Error,
+/// A moving name that points at another version than before, or that somebody asked for the
+/// first time in this session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The bundle.
+    pub bundle: BundleId,
+    /// The bare name, tag or range.
+    pub selector: Selector,
+    /// Where it pointed before; `None` the first time.
+    pub from: Option<Version>,
+    /// Where it points now.
+    pub to: Version,
 }
 
 /// Numbers for `df`.
@@ -112,7 +122,9 @@ pub struct Fs {
     metrics: Arc<Metrics>,
     links: Mutex<HashMap<u64, link::Link>>,
     directories: Mutex<HashMap<u64, listing::Told>>,
-    failures: Mutex<VecDeque<Failure>>,
+    failures: Failures,
+    in_flight: Arc<InFlight>,
+    moves: broadcast::Sender<Moved>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
 }
@@ -134,7 +146,9 @@ impl Fs {
             metrics: settings.metrics,
             links: Mutex::default(),
             directories: Mutex::default(),
-            failures: Mutex::default(),
+            failures: Failures::default(),
+            in_flight: Arc::default(),
+            moves: broadcast::channel(MOVES_KEPT).0,
             kernel: OnceLock::new(),
             usage: Default::default(),
         });
@@ -156,6 +170,26 @@ impl Fs {
     /// What the mount counts.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The requests that wait for somebody at the moment.
+    pub fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
+    }
+
+    /// The requests that failed lately.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// The moves of names that were asked for in this session, from now on.
+    pub fn moves(&self) -> broadcast::Receiver<Moved> {
+        self.moves.subscribe()
+    }
+
+    /// The content's cache, and what is known of it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// Whether extended attributes are answered at all.
@@ -449,28 +483,6 @@ impl Fs {
     }
 
     // ----- explanations ----------------------------------------------------------------------
-
-    /// Keeps a failure for explanations.
-    pub fn record_failure(&self, ino: u64, error: &Error) {
-        let mut failures = lock(&self.failures);
-        if failures.len() == MOST_FAILURES {
-            failures.pop_front();
-        }
-        failures.push_back(Failure {
-            ino,
-            at: SystemTime::now(),
-            error: error.clone(),
-        });
-    }
-
-    /// The last failure about `ino`.
-    pub fn failure(&self, ino: u64) -> Option<Failure> {
-        lock(&self.failures)
-            .iter()
-            .rev()
-            .find(|failure| failure.ino == ino)
-            .cloned()
-    }
 
     /// The names of the node's extended attributes.
     pub fn list_xattr(&self, ino: u64) -> Result<Vec<String>> {

@@ -18,7 +18,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
@@ -33,9 +33,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use crate::error::Error;
+use crate::fs::in_flight::Waiting;
 use crate::fs::tree::{Attr, Directory, FOREVER, Kind, epoch};
 use crate::fs::{Answer, Found, Fs, Invalidate};
 use crate::metrics::Counter;
+use crate::metrics::requests::{Operation, Outcome};
 
 /// Largest READ and WRITE, which also bounds the pages of a request: 256 pages.
 const MAX_TRANSFER: u32 = 1 << 20;
@@ -65,6 +67,55 @@ pub fn errno(error: &Error) -> Errno {
         | Error::Internal(_) => Errno::EIO,
         Error::Timeout { .. } => Errno::ETIMEDOUT,
         Error::Unreachable { .. } | Error::Offline { .. } => Errno::EHOSTUNREACH,
+    }
+}
+
+/// What the counters call an error number.
+fn outcome(errno: Errno) -> Outcome {
+    match errno.code() {
+        libc::ENOENT => Outcome::Absent,
+        libc::EACCES => Outcome::Denied,
+        libc::ETIMEDOUT => Outcome::TimedOut,
+        libc::EHOSTUNREACH => Outcome::Unreachable,
+        _ => Outcome::Damaged,
+    }
+}
+
+/// A request that may have to wait.
+struct Asked<'a> {
+    operation: Operation,
+    ino: u64,
+    name: Option<&'a str>,
+    pid: u32,
+    since: Instant,
+}
+
+impl<'a> Asked<'a> {
+    fn new(operation: Operation, request: &Request, ino: INodeNo) -> Self {
+        Self {
+            operation,
+            ino: ino.0,
+            name: None,
+            pid: request.pid(),
+            since: Instant::now(),
+        }
+    }
+
+    fn named(self, name: &'a str) -> Self {
+        Self {
+            name: Some(name),
+            ..self
+        }
+    }
+
+    fn waiting(&self) -> Waiting {
+        Waiting {
+            operation: self.operation.label(),
+            ino: self.ino,
+            name: self.name.map(Into::into),
+            pid: self.pid,
+            since: self.since,
+        }
     }
 }
 
@@ -131,37 +182,63 @@ impl Fuse {
     /// Answers at once, or in a task.
     fn answer<T: Send + 'static>(
         &self,
-        operation: &'static str,
-        ino: INodeNo,
+        asked: Asked<'_>,
         answer: impl FnOnce() -> Answer<T>,
         reply: impl FnOnce(&Self, Result<T, Errno>) + Send + 'static,
     ) {
         // The layers below spawn tasks of their own.
         let _runtime = self.runtime.enter();
         match answer() {
-            Answer::Now(answer) => reply(
-                self,
-                answer.map_err(|error| self.failed(operation, ino, &error)),
-            ),
+            Answer::Now(answer) => reply(self, self.settle(&asked, answer)),
             Answer::Later(answer) => {
                 let edge = self.clone();
-                let span = debug_span!("request", operation, ino = ino.0);
+                let waiting = asked.waiting();
+                let asked_at = asked.since;
+                let guard = self.fs.in_flight().enter(waiting.clone());
+                let (kind, operation) = (asked.operation, asked.operation.label());
+                let span = debug_span!("request", operation, ino = waiting.ino);
                 let task = async move {
                     let answer = answer.await;
-                    let answer = answer.map_err(|error| edge.failed(operation, ino, &error));
+                    let asked = Asked {
+                        operation: kind,
+                        ino: waiting.ino,
+                        name: waiting.name.as_deref(),
+                        pid: waiting.pid,
+                        since: asked_at,
+                    };
+                    let answer = edge.settle(&asked, answer);
                     reply(&edge, answer);
+                    drop(guard);
                 };
                 self.runtime.spawn(task.instrument(span));
             }
         }
     }
 
+    /// Counts an answer.
+    fn settle<T>(&self, asked: &Asked<'_>, answer: Result<T, Error>) -> Result<T, Errno> {
+        match answer {
+            Ok(answer) => {
+                let requests = self.fs.metrics().requests();
+                requests.observe(asked.operation, Outcome::Ok, asked.since.elapsed());
+                let operation = asked.operation.label();
+                self.fs.failures().clear(operation, asked.ino, asked.name);
+                Ok(answer)
+            }
+            Err(error) => Err(self.failed(asked, &error)),
+        }
+    }
+
     /// Counts, keeps and logs a failure. What the user is to see of a failing source is logged by
     /// whoever notices that it changed its state, once.
-    fn failed(&self, operation: &'static str, ino: INodeNo, error: &Error) -> Errno {
-        debug!(operation, ino = ino.0, %error, "request failed");
-        self.fs.record_failure(ino.0, error);
+    fn failed(&self, asked: &Asked<'_>, error: &Error) -> Errno {
+        let operation = asked.operation.label();
+        debug!(operation, ino = asked.ino, %error, "request failed");
         let errno = errno(error);
+        let requests = self.fs.metrics().requests();
+        requests.observe(asked.operation, outcome(errno), asked.since.elapsed());
+        let failures = self.fs.failures();
+        failures.record(operation, asked.ino, asked.name, error);
         if errno.code() != libc::ENOENT {
             self.count(Counter::Failed);
         }
@@ -273,10 +350,12 @@ fn reply_entry(edge: &Fuse, found: Result<Found, Errno>, reply: ReplyEntry) {
 
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not READDIRPLUS_AUTO: it asks for attributes only at a directory's beginning unless some
+        // were looked up meanwhile, and `find` and `ls` read all names before they look at any. Of a
+        // hundred thousand files that made seventy thousand LOOKUPs.
         let wanted = InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_PARALLEL_DIROPS;
         for flag in wanted.iter() {
@@ -303,15 +382,14 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Counter::Lookup);
         let Some(name) = name.to_str() else {
             // Every name here is UTF-8.
             return reply_entry(self, Ok(Found::Absent(FOREVER)), reply);
         };
         self.answer(
-            "lookup",
-            parent,
+            Asked::new(Operation::Lookup, request, parent).named(name),
             || self.fs.lookup(parent.0, name),
             |edge, found| reply_entry(edge, found, reply),
         );
@@ -322,11 +400,10 @@ impl Filesystem for Fuse {
         self.count(Counter::Forget);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Counter::GetAttr);
         self.answer(
-            "getattr",
-            ino,
+            Asked::new(Operation::GetAttr, request, ino),
             || self.fs.getattr(ino.0),
             |edge, answer| match answer {
                 Ok((attr, ttl)) => reply.attr(&ttl, &edge.attr(&attr)),
@@ -335,11 +412,10 @@ impl Filesystem for Fuse {
         );
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         self.count(Counter::ReadLink);
         self.answer(
-            "readlink",
-            ino,
+            Asked::new(Operation::ReadLink, request, ino),
             || self.fs.readlink(ino.0),
             |_, answer| match answer {
                 Ok(target) => reply.data(target.as_bytes()),
@@ -362,7 +438,7 @@ impl Filesystem for Fuse {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -372,6 +448,7 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         self.count(Counter::Read);
+        let asked = Asked::new(Operation::Read, request, ino);
         BUFFER.with_borrow_mut(|buffer| {
             let _runtime = self.runtime.enter();
             let answer = match self.fs.read(ino.0, offset, size, buffer) {
@@ -379,13 +456,13 @@ impl Filesystem for Fuse {
                     self.fs
                         .metrics()
                         .add(Counter::ReadBytes, buffer.len() as u64);
+                    let _ = self.settle(&asked, Ok(()));
                     return reply.data(buffer);
                 }
                 answer => answer,
             };
             self.answer(
-                "read",
-                ino,
+                asked,
                 || answer,
                 |edge, answer| match answer {
                     Ok(bytes) => {
@@ -415,7 +492,7 @@ impl Filesystem for Fuse {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -423,8 +500,7 @@ impl Filesystem for Fuse {
     ) {
         self.count(Counter::ReadDir);
         self.answer(
-            "readdir",
-            ino,
+            Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
             move |_, answer: Result<Directory, Errno>| match answer {
                 Ok(directory) => {
@@ -445,7 +521,7 @@ impl Filesystem for Fuse {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -453,8 +529,7 @@ impl Filesystem for Fuse {
     ) {
         self.count(Counter::ReadDir);
         self.answer(
-            "readdirplus",
-            ino,
+            Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
             move |edge, answer: Result<Directory, Errno>| match answer {
                 Ok(directory) => {
@@ -495,7 +570,14 @@ impl Filesystem for Fuse {
         reply.statfs(blocks, 0, 0, usage.files, 0, BLOCK, 255, BLOCK);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         self.count(Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
@@ -505,21 +587,23 @@ impl Filesystem for Fuse {
             return reply.error(Errno::EOPNOTSUPP);
         };
         let _runtime = self.runtime.enter();
+        let asked = Asked::new(Operation::XAttr, request, ino);
         match self.fs.get_xattr(ino.0, name) {
             Ok(value) => {
                 let bytes = value.as_ref().map(String::as_bytes);
                 self.answer_xattr("getxattr", ino, size, bytes, reply);
             }
-            Err(error) => reply.error(self.failed("getxattr", ino, &error)),
+            Err(error) => reply.error(self.failed(&asked, &error)),
         }
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.count(Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
         let _runtime = self.runtime.enter();
+        let asked = Asked::new(Operation::XAttr, request, ino);
         match self.fs.list_xattr(ino.0) {
             Ok(names) => {
                 let bytes: Vec<u8> = names
@@ -528,7 +612,7 @@ impl Filesystem for Fuse {
                     .collect();
                 self.answer_xattr("listxattr", ino, size, Some(&bytes), reply);
             }
-            Err(error) => reply.error(self.failed("listxattr", ino, &error)),
+            Err(error) => reply.error(self.failed(&asked, &error)),
         }
     }
 

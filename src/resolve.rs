@@ -235,6 +235,41 @@ impl Resolver {
         at.is_some_and(|at| at.elapsed() < ABSENCE_TTL)
     }
 
+    /// What the ref was last, in memory or on disk, and how much longer that is fresh. Unlike
+    /// [`Resolver::resolve_now`] it does not count as a use.
+    pub fn last_known(
+        &self,
+        bundle: &BundleId,
+        selector: &Selector,
+    ) -> Option<(Version, Duration)> {
+        let key = (bundle.clone(), selector.clone());
+        if let Some(state) = lock(&self.refs).get(&key) {
+            let remaining = state.expires.saturating_duration_since(Instant::now());
+            return Some((state.version.clone(), remaining));
+        }
+        if let Some(local) = self.local_pack(bundle, selector) {
+            return Some((local.version, local.remaining));
+        }
+        let Settings { cache, host, .. } = &self.settings;
+        if selector.is_mutable()
+            && let Some(cached) = cache.read_ref(host, bundle, &selector.text())
+        {
+            return Some((cached.version, Duration::ZERO));
+        }
+        let offline = self
+            .is_offline()
+            .then(|| self.best_cached(bundle, selector));
+        offline.flatten().map(|best| (best.version, Duration::ZERO))
+    }
+
+    /// Whether a source said lately that there is no such ref.
+    pub fn is_absent(&self, bundle: &BundleId, selector: &Selector) -> bool {
+        let key = (bundle.clone(), selector.clone());
+        lock(&self.absent)
+            .get(&key)
+            .is_some_and(|at| at.elapsed() < ABSENCE_TTL)
+    }
+
     /// What the ref is; asks the sources unless [`Resolver::resolve_now`] knows.
     ///
     /// # Errors

@@ -329,18 +329,29 @@ impl Store {
         }
     }
 
-    /// Applies the policy to a manifest that is about to be used.
-    fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
+    /// Whether the policy lets a manifest be looked up now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Yanked`], or [`Error::NotFound`] when the registry has removed it.
+    pub fn allows(&self, loaded: &Loaded) -> Result<()> {
         let id = loaded.manifest.id();
         if self.policy.respect_removal && lock(&self.removed).contains(id) {
             return Err(Error::not_found(id));
         }
+        if loaded.is_yanked() && self.policy.deny_yanked {
+            return Err(Error::Yanked {
+                what: id.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Applies the policy to a manifest that is about to be used.
+    fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
+        self.allows(&loaded)?;
+        let id = loaded.manifest.id();
         if loaded.is_yanked() {
-            if self.policy.deny_yanked {
-                return Err(Error::Yanked {
-                    what: id.to_string(),
-                });
-            }
             if self.first_report(id, "yanked") {
                 warn!(version = %id, "this version is yanked; it is served because it is named exactly");
             }

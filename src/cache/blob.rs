@@ -24,6 +24,12 @@ pub(super) fn place_of(digest: Digest) -> (String, String) {
     (format!("{BLOBS}/{}", &hex[..2]), hex)
 }
 
+/// The path of a blob below [`BLOBS`], as all tools write it and as mush 4.2.0 does.
+pub(super) fn names_of(digest: Digest) -> (String, String) {
+    let hex = digest.hex();
+    (format!("{}/{hex}", &hex[..2]), hex)
+}
+
 /// The verified bytes of one blob.
 #[derive(Debug)]
 pub enum Blob {

@@ -290,14 +290,14 @@ impl Sweep<'_> {
         if *self.selection == Selection::Unreferenced {
             return;
         }
-        let standing: HashSet<(String, String)> = marks::places(&self.root)
-            .into_iter()
-            .filter(|place| !self.gone.contains(place))
-            .map(|place| {
-                let (host, bundle) = place.host_and_bundle();
-                (host.to_owned(), format!("{bundle}@{}", place.stem))
-            })
-            .collect();
+        let key = |place: &Place| {
+            let (host, bundle) = place.host_and_bundle();
+            (host.to_owned(), format!("{bundle}@{}", place.stem))
+        };
+        let gone: HashSet<(String, String)> = self.gone.iter().map(key).collect();
+        let mut standing: HashSet<(String, String)> =
+            marks::places(&self.root).iter().map(key).collect();
+        standing.retain(|version| !gone.contains(version));
         for (dir_path, name) in marks::files_below(&self.root, REFS) {
             let (stem, is_text) = match name.strip_suffix(".json") {
                 Some(stem) => (stem, false),
@@ -315,23 +315,19 @@ impl Sweep<'_> {
             };
             let target = self.target_of(&dir, &place, &name, is_text);
             let (host, bundle) = place.host_and_bundle();
-            let stands = |version: &str| {
-                let key = (host.to_owned(), format!("{bundle}@{version}"));
-                standing.contains(&key)
-            };
+            let version = target
+                .as_ref()
+                .map(|target| (host.to_owned(), format!("{bundle}@{}", target.version)));
+            let among =
+                |versions: &HashSet<_>| version.as_ref().is_some_and(|v| versions.contains(v));
             let remove = match self.selection {
                 Selection::Everything { .. } => true,
                 Selection::Unreferenced => false,
-                Selection::Matching { .. } => target.as_ref().is_some_and(|target| {
-                    self.gone.iter().any(|gone| {
-                        gone.host_and_bundle() == (host, bundle)
-                            && gone.stem == target.version.as_str()
-                    })
-                }),
+                Selection::Matching { .. } => among(&gone),
                 Selection::Expired if self.needed.has_bundle(&place) => false,
                 Selection::Expired => match &target {
                     // mush's undated refs last as long as what they stand for.
-                    Some(target) if is_text => !stands(target.version.as_str()),
+                    Some(_) if is_text => !among(&standing),
                     Some(target) => !target.is_fresh(self.now),
                     None => dir
                         .stat(&name)

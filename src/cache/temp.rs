@@ -189,12 +189,15 @@ impl Temp {
 /// Takes disk for the whole of `file` at once, where the file system can; its length is `size`
 /// afterwards.
 fn allocate(file: &File, size: u64) -> io::Result<()> {
-    use rustix::io::Errno;
     #[cfg(target_os = "linux")]
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
-        Ok(()) => return Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
-        Err(errno) => return Err(errno.into()),
+    {
+        use rustix::fs::FallocateFlags;
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     // At least its length counts.
     file.set_len(size)

@@ -164,20 +164,14 @@ impl Cache {
         let Ok(root) = Dir::open_root(self.root()) else {
             return named;
         };
-        for spelling in super::spellings(host) {
-            for place in places(&root) {
-                if !place
-                    .dir
-                    .strip_prefix(&format!("{}/{spelling}/", super::MANIFESTS))
-                    .is_some_and(|rest| !rest.is_empty())
-                {
-                    continue;
-                }
-                if let Ok(dir) = root.open(&place.dir)
-                    && let Some(json) = read_json(&dir, &place.file(), MAX_MANIFEST)
-                {
-                    named.extend(references(&json).unwrap_or_default());
-                }
+        let hosts: Vec<HostId> = super::spellings(host).collect();
+        for place in places(&root) {
+            let own = hosts.iter().any(|host| host.as_str() == place.host());
+            if own
+                && let Ok(dir) = root.open(&place.dir)
+                && let Some(json) = read_json(&dir, &place.file(), MAX_MANIFEST)
+            {
+                named.extend(references(&json).unwrap_or_default());
             }
         }
         named

@@ -1,7 +1,7 @@
 //! What a mount does for its cache while it runs.
 //!
 //! It tells others what it serves, notes what is read, keeps the limit, and keeps what is pinned
-//! loaded. A command that only writes to the cache keeps the limit, too: its own, or that of a
+//! loaded: the only thing for which a mount contacts a registry before anybody reads. A command that only writes to the cache keeps the limit, too: its own, or that of a
 //! running mount.
 
 use std::path::{Path, PathBuf};

@@ -144,7 +144,7 @@ mod tests {
         );
         one.note(Digest::of(b"a"));
         one.flush().unwrap();
-        fs::OpenOptions::new()
+        OpenOptions::new()
             .append(true)
             .open(&one.path)
             .unwrap()

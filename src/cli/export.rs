@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let layout = layout_of(config).map(|path| LayoutSource::open(&path));
     let layout = layout.transpose()?;
     let remote = match &*config.oci_registry_url {
-        Some(_) if layout.is_none() && !config.offline.value => Some(OciArgs::of(config)?),
+        Some(_) if layout.is_none() && !config.offline.value => Some(OciArgs::of(&context)?),
         _ => None,
     };
     let origin = match (&layout, &remote) {

@@ -37,8 +37,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let context = args.source.context()?;
+    let mut context = args.source.context()?;
     context.log_warnings();
+    // An old lockfile does not limit a new one.
+    context.config.locked.value = None;
     let references = if args.references.is_empty() {
         Lockfile::read(&args.file)?.references()
     } else {

@@ -2,18 +2,20 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::logging::{self, Target, Verbosity};
+use super::logging::{self, Log, Target, Verbosity};
 use super::shared::{Context, SourceArgs, given, runtime};
 use crate::care::keeper::Keeper;
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
 use crate::mount::background::{self, Starter};
+use crate::mount::control::metrics;
 use crate::mount::demo::Demo;
 use crate::mount::helper::{self, HelperCall, Setting};
-use crate::mount::{self, MountOptions, daemon, touch};
+use crate::mount::{self, MountOptions, daemon, service, touch};
 use crate::reference::Namespace;
 
 /// Where bundles are mounted when nobody says where.
@@ -105,6 +107,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = value::threads)]
     threads: Option<usize>,
 
+    /// Leave a file NOT-MOUNTED in the directory beneath the mount, for whoever looks too early
+    #[arg(long)]
+    marker: bool,
+
+    /// Serve numbers for monitoring (/metrics in Prometheus text, /healthz, /readyz) on a loopback
+    /// address with a port, or on unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<metrics::Address>,
+
     #[command(flatten)]
     source: SourceArgs,
 
@@ -132,6 +143,8 @@ pub(super) struct Plan {
     pub(super) role: Role,
     pub(super) demo: bool,
     pub(super) verbosity: Verbosity,
+    pub(super) marker: bool,
+    pub(super) metrics: Option<metrics::Address>,
     pub(super) context: Context,
 }
 
@@ -163,6 +176,8 @@ impl Plan {
             },
             demo: args.demo,
             verbosity,
+            marker: args.marker,
+            metrics: args.metrics,
             context: Context::load(overrides, args.source.api_key())?,
         })
     }
@@ -183,18 +198,20 @@ impl Plan {
             role,
             demo: false,
             verbosity: Verbosity::new(call.verbose.into(), false),
+            marker: false,
+            metrics: None,
             context: Context::load(overrides, None)?,
         })
     }
 
     /// Starts the log that fits the role.
-    fn start_log(&self) -> Result<(), Failure> {
+    fn start_log(&self) -> Result<Log, Failure> {
         let target = match self.role {
             Role::Foreground => Target::Foreground,
             Role::Starter => Target::Command,
             Role::Daemon => Target::Background,
         };
-        logging::init(target, self.verbosity, &self.context.directories)?;
+        let log = logging::init(target, self.verbosity, &self.context.directories)?;
         // The daemon would only repeat what its starter has said.
         if self.role != Role::Daemon {
             self.context.log_warnings();
@@ -202,7 +219,7 @@ impl Plan {
         for (name, text, origin) in self.context.config.explain() {
             tracing::debug!("{name} = {text} ({origin})");
         }
-        Ok(())
+        Ok(log)
     }
 }
 
@@ -236,11 +253,16 @@ const MOUNT8: (u8, u8) = (1, 32);
 /// Does what is asked for in another way than by a subcommand for people: by mount(8), which has
 /// its own conventions, or by this program itself. `None` if the arguments are for people.
 pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Failure>> {
-    if arguments
-        .get(1)
-        .is_some_and(|argument| argument == touch::SUBCOMMAND)
-    {
-        return Some(touch_mount(arguments.get(2)));
+    match arguments.get(1).and_then(|argument| argument.to_str()) {
+        Some(touch::SUBCOMMAND) => return Some(touch_mount(arguments.get(2))),
+        Some(touch::PROBE_SUBCOMMAND) => {
+            let dir = arguments.get(2).map_or(Path::new("/"), Path::new);
+            return Some(Err(Failure::text(touch::probe(dir), "")));
+        }
+        Some(service::SUBCOMMAND) => {
+            return Some(watch_mount(arguments.get(2), arguments.get(3)));
+        }
+        _ => {}
     }
     let (arguments, role) = match arguments.split_last() {
         Some((last, others)) if last == DAEMON_MARK => (others, Role::Daemon),
@@ -274,6 +296,16 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
 fn touch_mount(dir: Option<&OsString>) -> Result<(), Failure> {
     let dir = dir.ok_or_else(|| Failure::usage("which mount?"))?;
     touch::warm_up(Path::new(dir)).map_err(|error| Error::io(dir, error).into())
+}
+
+/// Feeds a service manager's watchdog while somebody's mount answers.
+fn watch_mount(dir: Option<&OsString>, interval: Option<&OsString>) -> Result<(), Failure> {
+    let interval = interval.and_then(|text| text.to_str()?.parse().ok());
+    let (Some(dir), Some(interval)) = (dir, interval) else {
+        return Err(Failure::usage("which mount, and how often?"));
+    };
+    service::watch(Path::new(dir), Duration::from_millis(interval))
+        .map_err(|error| Error::io(dir, error).into())
 }
 
 pub(super) fn run(plan: Plan) -> Result<(), Failure> {
@@ -313,13 +345,13 @@ fn start(plan: &Plan, again: Vec<OsString>) -> Result<(), Failure> {
 
 /// Mounts, serves, and tells the starter, if there is one, of whatever keeps it from that.
 fn serve(plan: Plan, starter: Option<Starter>) -> Result<(), Failure> {
-    let prepared = plan.start_log().and_then(|()| runtime());
-    let runtime = match prepared {
-        Ok(runtime) => runtime,
+    let prepared = plan.start_log().and_then(|log| Ok((log, runtime()?)));
+    let (log, runtime) = match prepared {
+        Ok(prepared) => prepared,
         Err(failure) => return Err(tell(starter, failure)),
     };
     let ending = runtime.block_on(async {
-        match prepare(plan).await {
+        match prepare(plan, log).await {
             Ok((daemon, _demo)) => daemon::run(daemon, starter).await.map_err(Failure::from),
             Err(failure) => Err(tell(starter, failure)),
         }
@@ -331,7 +363,7 @@ fn serve(plan: Plan, starter: Option<Starter>) -> Result<(), Failure> {
 
 /// Everything that can fail before the mount is tried; the demo's registry lives as long as the
 /// returned guard.
-async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure> {
+async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>), Failure> {
     let demo = if plan.demo {
         let demo = Demo::start().await?;
         demo.adjust(&mut plan.context.config, &mut plan.context.directories);
@@ -351,12 +383,19 @@ async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure
     let daemon = daemon::Plan {
         dir: plan.mountpoint,
         options: plan.options,
+        marker: plan.marker,
         client,
         keeper,
         registry: config.registry().to_string(),
         user_xattr: config.user_xattr.value,
         threads: config.threads.value,
         runtime_dir: Some(directories.runtime),
+        set_log: Some(Arc::new(move |level| {
+            let verbosity = level.parse()?;
+            log.set_verbosity(verbosity)
+                .map_err(|error| error.to_string())
+        })),
+        metrics: plan.metrics,
     };
     Ok((daemon, demo))
 }

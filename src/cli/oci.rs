@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::failure::Failure;
-use super::shared::given;
-use crate::config::{Config, Overrides, value};
-use crate::credentials::docker::{GivenLogin, LoginChain, LoginFiles};
+use super::shared::{Context, given};
+use crate::client;
+use crate::config::{Overrides, value};
+use crate::credentials::docker::LoginFiles;
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::paths::Directories;
 use crate::publish::oci::Remote;
 use crate::source::http::{HttpClient, HttpSettings};
 use crate::source::oci::auth::Authenticator;
@@ -49,7 +49,6 @@ pub(super) struct OciArgs {
 impl OciArgs {
     /// The registry, ready to be written to. Contacts nobody.
     pub(super) fn remote(&self) -> Result<Remote, Failure> {
-        let directories = Directories::from_env()?;
         let oci = self.oci.as_deref().map(value::registry).transpose();
         let overrides = Overrides {
             oci_registry_url: oci.map_err(|error| Failure::usage(format!("--oci: {error}")))?,
@@ -59,15 +58,14 @@ impl OciArgs {
             insecure_http: given(self.insecure_http),
             ..Overrides::default()
         };
-        let config = Config::load(&directories, overrides)?;
-        for warning in &directories.warnings {
-            tracing::warn!("{warning}");
-        }
-        Self::of(&config)
+        let context = Context::load(overrides, None)?;
+        context.log_warnings();
+        Self::of(&context)
     }
 
     /// The OCI registry that the settings name. Contacts nobody.
-    pub(super) fn of(config: &Config) -> Result<Remote, Failure> {
+    pub(super) fn of(context: &Context) -> Result<Remote, Failure> {
+        let config = &context.config;
         let url = config.oci_registry_url.value.as_ref().ok_or_else(|| {
             Failure::usage("no registry to write to").with_hint(Some(
                 "name it with --oci, such as --oci ghcr.io/my-org or --oci localhost:5000",
@@ -80,17 +78,8 @@ impl OciArgs {
             insecure_http: config.insecure_http.value,
             metrics: Arc::new(Metrics::default()),
         })?;
-        let login = GivenLogin::find(
-            config.oci_user.as_deref(),
-            config.oci_password_file.value.clone(),
-        )?;
-        let logins = LoginChain::new(
-            login,
-            None,
-            LoginFiles::from_env(),
-            &endpoint.host(),
-            endpoint.prefix(),
-        );
+        let files = LoginFiles::from_env();
+        let logins = client::logins(config, context.key_chain()?, files, &endpoint)?;
         let authenticator = Authenticator::new(http.clone(), endpoint.clone(), logins);
         Ok(Remote::new(
             endpoint,

@@ -181,6 +181,16 @@ impl Context {
             )),
             None => None,
         };
+        Ok(Client::locked(
+            &self.config,
+            &self.directories,
+            self.key_chain()?,
+            locked,
+        )?)
+    }
+
+    /// Where the key of the registry is looked for.
+    pub(super) fn key_chain(&self) -> Result<KeyChain, Failure> {
         let host = client::host_of(&self.config)?;
         let mut hosts = vec![host.as_str().to_owned()];
         hosts.extend(
@@ -188,12 +198,7 @@ impl Context {
                 .iter()
                 .map(|host| host.as_str().to_owned()),
         );
-        Ok(Client::locked(
-            &self.config,
-            &self.directories,
-            self.keys(&hosts),
-            locked,
-        )?)
+        Ok(self.keys(&hosts))
     }
 
     /// Logs what had to be ignored on the way. For when there is a log.

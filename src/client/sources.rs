@@ -136,7 +136,11 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
 
 /// Who the OCI registry is told we are. The Musher key is for Musher's registry; for another one
 /// only if it was meant for this call, since an environment's key is there for all programs.
-fn logins(
+///
+/// # Errors
+///
+/// [`Error::Config`] for half a login.
+pub fn logins(
     config: &Config,
     keys: KeyChain,
     files: LoginFiles,

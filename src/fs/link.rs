@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::inode::{Name, Node};
 use super::tree::{Attr, FOREVER, Kind, epoch};
-use super::{Answer, Found, Fs, found_error, later, lock, not_a};
+use super::{Answer, Found, Fs, Moved, found_error, later, lock, not_a};
 use crate::error::{Error, Result};
 use crate::reference::{BundleId, Selector, Version, VersionRef};
 use crate::resolve::Resolution;
@@ -99,19 +99,24 @@ impl Fs {
             .inodes
             .name(Name::Link(bundle.clone(), selector.clone()));
         let version = &resolution.version;
+        let mut announced = None;
         let (moved, (attr, settled)) = {
             let mut links = lock(&self.links);
             let mut moved = None;
-            let link = links.entry(ino).or_insert_with(|| Link {
-                target: version.clone(),
-                order: resolution.order,
-                mtime: epoch(),
-                settled: watch::channel(true).1,
+            let link = links.entry(ino).or_insert_with(|| {
+                announced = Some(None);
+                Link {
+                    target: version.clone(),
+                    order: resolution.order,
+                    mtime: epoch(),
+                    settled: watch::channel(true).1,
+                }
             });
             let is_later = resolution.order >= link.order;
             link.order = link.order.max(resolution.order);
             if is_later && link.target != *version {
                 let (done, settled) = watch::channel(false);
+                announced = Some(Some(link.target.clone()));
                 *link = Link {
                     target: version.clone(),
                     order: resolution.order,
@@ -128,6 +133,15 @@ impl Fs {
             };
             (moved, (attr, link.settled.clone()))
         };
+        if let Some(from) = announced {
+            // An error means that nobody listens.
+            let _ = self.moves.send(Moved {
+                bundle: bundle.clone(),
+                selector: selector.clone(),
+                from,
+                to: version.clone(),
+            });
+        }
         if let Some(moved) = moved {
             debug!(%bundle, %selector, %version, "the symlink moves");
             let (done, dropped) = oneshot::channel();

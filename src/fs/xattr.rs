@@ -40,7 +40,7 @@ pub(super) fn all(fs: &Fs, ino: u64, node: &Node) -> Vec<(&'static str, String)>
             }
         }
     }
-    if let Some(failure) = fs.failure(ino) {
+    if let Some(failure) = fs.failures.about(ino) {
         all.push(("error", failure.error.to_string()));
     }
     all

@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::background::Starter;
-use super::control::{self, Control};
+use super::control::{self, Control, SetLog, events, metrics};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{mount_and_serve, stay, touch};
+use super::{mount_and_serve, service, stay, touch};
 use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
@@ -32,6 +32,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// How.
     pub options: MountOptions,
+    /// Whether the directory says that nothing is mounted when nothing is.
+    pub marker: bool,
     /// What to serve.
     pub client: Client,
     /// Looks after the cache meanwhile.
@@ -44,6 +46,10 @@ pub struct Plan {
     pub threads: usize,
     /// Where the control socket goes; `None` for none.
     pub runtime_dir: Option<PathBuf>,
+    /// How the log's level is changed at run time.
+    pub set_log: Option<SetLog>,
+    /// Where the numbers for monitoring are to be had.
+    pub metrics: Option<metrics::Address>,
 }
 
 /// Mounts and serves until the mount is gone or a signal ends it.
@@ -74,7 +80,10 @@ struct Started {
     serving: super::Serving,
     signals: StopSignals,
     fs: Arc<Fs>,
-    control: Option<control::Listening>,
+    control: Arc<Control>,
+    socket: Option<control::Listening>,
+    metrics: Option<metrics::Endpoint>,
+    runtime_dir: Option<PathBuf>,
     keeper: Keeper,
 }
 
@@ -82,7 +91,21 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
     let io_error = |source: io::Error| MountError::io("the process", source);
     let signals = StopSignals::listen(in_background).map_err(io_error)?;
     let point = MountPoint::prepare(&plan.dir)?;
+    if plan.marker {
+        point.mark()?;
+    }
     raise_descriptor_limit();
+    // Before mounting: an address that cannot be had is a mistake, not a reason to go without.
+    let metrics_endpoint = match &plan.metrics {
+        Some(address) => {
+            let bound = metrics::Endpoint::bind(address).await;
+            let bound = bound.map_err(|error| {
+                MountError::io(address.to_string(), io::Error::other(error.to_string()))
+            })?;
+            Some(bound)
+        }
+        None => None,
+    };
     let Client {
         resolver,
         store,
@@ -95,7 +118,7 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         store,
         journal,
         user_xattr: plan.user_xattr,
-        metrics: Arc::clone(&metrics),
+        metrics,
     });
     let (kernel, requests) = mpsc::unbounded_channel();
     fs.set_kernel(kernel);
@@ -116,12 +139,25 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");
     }
-    let control = plan.runtime_dir.and_then(|dir| {
-        let state = Control::new(mounted.dir(), plan.registry.clone(), sources, metrics);
-        control::listen(&dir, state)
+    let control = Control::new(
+        mounted.dir(),
+        mounted.id(),
+        plan.registry.clone(),
+        sources,
+        Arc::clone(&fs),
+        plan.set_log,
+    );
+    let socket = plan.runtime_dir.as_deref().and_then(|dir| {
+        control::listen(dir, Arc::clone(&control))
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
+    if let Some(address) = metrics_endpoint
+        .as_ref()
+        .and_then(metrics::Endpoint::address)
+    {
+        info!(%address, "numbers are served");
+    }
     Ok(Started {
         registry: plan.registry,
         mounted,
@@ -129,6 +165,9 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         signals,
         fs,
         control,
+        socket,
+        metrics: metrics_endpoint,
+        runtime_dir: plan.runtime_dir,
         keeper: plan.keeper,
     })
 }
@@ -137,7 +176,10 @@ impl Started {
     async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
         let dir = self.mounted.dir().to_owned();
         let registry = std::mem::take(&mut self.registry);
-        let mounted = move || info!(dir = %dir.display(), registry, "mounted");
+        let mounted = move || {
+            info!(dir = %dir.display(), registry, "mounted");
+            service::ready(&dir);
+        };
         match starter {
             Some(starter) => {
                 if let Err(error) = starter.ready(&self.mounted) {
@@ -149,12 +191,19 @@ impl Started {
             }
             None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
-        let mut tasks = vec![
-            tokio::spawn(self.fs.tick()),
-            tokio::spawn(self.keeper.run()),
-        ];
-        tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
+        let mut tasks = vec![tokio::spawn(self.keeper.run())];
+        if let Some(dir) = self.runtime_dir {
+            tasks.push(tokio::spawn(events::announce(self.fs.moves(), dir)));
+        }
+        tasks.push(tokio::spawn(self.fs.tick()));
+        tasks.extend(self.socket.map(|socket| tokio::spawn(socket.serve())));
+        let control = self.control;
+        tasks.extend(
+            self.metrics
+                .map(|endpoint| tokio::spawn(endpoint.serve(control))),
+        );
         let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
+        service::stopping();
         for task in tasks {
             task.abort();
             // Until it is dropped: the socket's file goes with it.
@@ -166,12 +215,15 @@ impl Started {
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
 /// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
-/// so that whoever waits for what it says can also unmount.
+/// so that whoever waits for what it says (a service manager, too) can also unmount.
 fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
             warn!(%error, "the mount could not be warmed up; it works, with more requests");
+            if error.kind() == io::ErrorKind::TimedOut {
+                return;
+            }
         }
         done();
     });

@@ -47,16 +47,18 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// The artifact of `version` of `bundle` (`namespace/slug`) with these files in this order.
-    /// `annotations` are the publisher's; name and version are added.
+    /// The artifact of `version` of `bundle` (`namespace/slug`) with these files, which are sorted by
+    /// their paths' bytes: whoever makes it has them in another order. `annotations` are the publisher's; name and version are added.
     pub fn new<'a>(
         bundle: &str,
         version: &str,
-        files: impl Iterator<Item = File<'a>> + Clone,
+        files: impl Iterator<Item = File<'a>>,
         annotations: BTreeMap<String, String>,
     ) -> Self {
+        let mut files: Vec<File<'_>> = files.collect();
+        files.sort_by_key(|file| file.path);
         let assets: Vec<Value> = files
-            .clone()
+            .iter()
             .map(|file| {
                 json!({
                     "logical_path": file.path,
@@ -68,6 +70,7 @@ impl Artifact {
         let config = json!({ "assets": assets }).to_string().into_bytes();
         let config_digest = Digest::of(&config);
         let layers: Vec<Value> = files
+            .iter()
             .map(|file| {
                 json!({
                     "mediaType": BUNDLE_ASSET,
@@ -141,12 +144,10 @@ impl Artifact {
             size: file.size(),
         });
         let id = manifest.id();
-        // Collected because the table's iterator cannot be cloned.
-        let files: Vec<File<'_>> = files.collect();
         Self::new(
             &id.bundle.to_string(),
             id.version.as_str(),
-            files.into_iter(),
+            files,
             BTreeMap::new(),
         )
     }

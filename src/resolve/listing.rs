@@ -3,7 +3,7 @@
 //! Listings (namespaces, bundles of a namespace, versions of a bundle) live for [`LISTING_TTL`]. To
 //! what a source says is added what the cache holds; where no source answers, what was listed before
 //! stays listed, and is asked for again soon. A complete, fresh listing also answers for what is
-//! *not* in it, and [probes](super::probe) cost nothing without one, too.
+//! *not* in it, and probes (`probe.rs`) cost nothing without one, too.
 //!
 //! A valid namespace name is a directory unless the registry says that there is no such namespace.
 //! While nobody can be asked that is an assumption ([`Presence::Assumed`]), which is not listed and

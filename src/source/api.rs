@@ -19,6 +19,7 @@
 //! Answers are checked as far as they can be: names and versions must be those asked for, a digest
 //! must be the answer's own, content must match its hash and size before it reaches the sink.
 
+mod check;
 mod content;
 mod document;
 mod keys;
@@ -39,6 +40,7 @@ use crate::credentials::KeyChain;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest, State};
 use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, VersionRef};
+pub use check::{Checked, KeyVerdict};
 use keys::Keys;
 use route::Route;
 

@@ -116,6 +116,14 @@ impl Guarded {
         }
     }
 
+    /// Why the source is left alone, if it is.
+    pub fn last_error(&self) -> Option<Error> {
+        match &*self.lock() {
+            Inner::Closed => None,
+            Inner::Open { error, .. } | Inner::Probing { error, .. } => Some(error.clone()),
+        }
+    }
+
     /// Every assignment leaves a consistent state, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A cached file is hashed when it is first used and again whenever its fingerprint differs: other
-//! tools write blobs in place, and disks decay. [`kept`](super::kept) has those that are at hand.
+//! tools write blobs in place, and disks decay. `kept.rs` has those that are at hand.
 //!
 //! A blob that could not be had is answered from memory for [`FAILURE_MEMORY`]: the kernel asks a
 //! failed READ twice, and the second must not wait as long as the first. The sources are asked in
@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -361,6 +361,11 @@ impl Store {
     pub fn blob_origin(&self, digest: Digest) -> Arc<str> {
         let fetched = lock(&self.content.origins).get(&digest).cloned();
         fetched.unwrap_or_else(|| "cache".into())
+    }
+
+    /// When the blob's bytes were last compared with its digest in this session.
+    pub fn verified_at(&self, digest: Digest) -> Option<SystemTime> {
+        self.content.kept.verified_at(&digest)
     }
 
     async fn obtain(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {

@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -71,8 +72,8 @@ struct InMemory {
 pub(super) struct Kept {
     open: Mutex<LruCache<Digest, Arc<(File, Fingerprint)>>>,
     memory: Mutex<InMemory>,
-    /// The fingerprints of the files that were hashed in this session, open or not.
-    hashed: Mutex<LruCache<Digest, Fingerprint>>,
+    /// The fingerprints of the files that were hashed in this session, open or not, and when.
+    hashed: Mutex<LruCache<Digest, (Fingerprint, SystemTime)>>,
 }
 
 impl Default for Kept {
@@ -101,7 +102,15 @@ impl Kept {
 
     /// Whether the file with this fingerprint was hashed in this session, and was right.
     pub(super) fn was_hashed(&self, digest: &Digest, fingerprint: Fingerprint) -> bool {
-        lock(&self.hashed).get(digest) == Some(&fingerprint)
+        let mut hashed = lock(&self.hashed);
+        hashed
+            .get(digest)
+            .is_some_and(|(known, _)| *known == fingerprint)
+    }
+
+    /// When the file with these bytes was last compared with its digest in this session.
+    pub(super) fn verified_at(&self, digest: &Digest) -> Option<SystemTime> {
+        lock(&self.hashed).peek(digest).map(|(_, since)| *since)
     }
 
     pub(super) fn keep_file(
@@ -113,7 +122,12 @@ impl Kept {
         let open = Arc::new((file, fingerprint));
         {
             let mut hashed = lock(&self.hashed);
-            hashed.put(digest, fingerprint);
+            // Unchanged since it was hashed: verified then, not now.
+            let since = match hashed.peek(&digest) {
+                Some((known, since)) if *known == fingerprint => *since,
+                _ => SystemTime::now(),
+            };
+            hashed.put(digest, (fingerprint, since));
             if hashed.len() > MOST_HASHED {
                 hashed.pop_lru();
             }

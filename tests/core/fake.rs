@@ -27,9 +27,12 @@ pub enum Fault {
 
 type Rule = Box<dyn Fn(&str) -> Option<Fault> + Send + Sync>;
 
+/// Paths and their content.
+type Files = Vec<(String, Vec<u8>)>;
+
 #[derive(Default)]
 struct Content {
-    versions: BTreeMap<VersionRef, (Vec<(String, Vec<u8>)>, State)>,
+    versions: BTreeMap<VersionRef, (Files, State)>,
     refs: HashMap<(BundleId, String), Version>,
     namespaces: Vec<Namespace>,
     knows_ranges: bool,

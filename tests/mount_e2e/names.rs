@@ -166,7 +166,7 @@ fn a_moved_name_is_seen_as_soon_as_its_life_is_over() {
     mount.unmount();
 
     // Within its life the cache's answer is taken without asking; a moment is left of it.
-    home.refs_expire_in(3.0);
+    home.refs_expire_in(8.0);
     registry.clear_log();
     let mount = TestMount::of(&registry).home(&home).start();
     let held = File::open(mount.path("acme/kit/.")).unwrap();

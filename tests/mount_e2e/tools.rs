@@ -122,12 +122,9 @@ fn copies_are_whole(original: &Path, tree: &Path, scratch: &Path) {
         );
         fs::remove_dir_all(&into).unwrap();
     };
+    shell(r#"tar -C "$1" -cf - . | tar -C "$2" -xf -"#, "tar");
     shell(
-        r#"tar -C "$1" -cf "$2.tar" . && tar -C "$2" -xf "$2.tar" && rm "$2.tar""#,
-        "tar",
-    );
-    shell(
-        r#"rsync -a "$1/" "$2/" && test -z "$(rsync -ai --checksum "$1/" "$2/")""#,
+        r#"rsync -a "$1/" "$2/" && test -z "$(rsync -ai "$1/" "$2/")""#,
         "rsync",
     );
     shell(r#"cp -a "$1/." "$2""#, "cp");

@@ -12,7 +12,7 @@
 //! nothing is mounted and its daemon is gone. Only that daemon: it is held by a descriptor of its
 //! process, not by a number that could be somebody else's by now.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -201,6 +201,15 @@ impl Home {
         serde_json::from_str(&json).unwrap()
     }
 
+    /// The status that `is_it`. The command waits for a daemon no longer than a second, which on a
+    /// busy machine may be too short.
+    #[track_caller]
+    fn status(&self, whose: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        eventually(&format!("a status of {whose}"), || {
+            self.statuses().into_iter().find(&is_it)
+        })
+    }
+
     /// Lets every cached ref expire so many seconds from now; negative for the past.
     pub(crate) fn refs_expire_in(&self, seconds: f64) {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
@@ -342,11 +351,8 @@ impl TestMount {
     /// A mount that somebody has made in the background, with this home.
     #[track_caller]
     pub(crate) fn found(place: Place, home: &Arc<Home>) -> Self {
-        let statuses = home.statuses();
-        let status = statuses
-            .iter()
-            .find(|status| status["mountpoint"] == place.path().to_str().unwrap())
-            .expect("a status of the mount");
+        let dir = place.path().to_str().unwrap();
+        let status = home.status("the mount", |status| status["mountpoint"] == dir);
         let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
         Self {
             process: Process::new(pid, None),
@@ -409,9 +415,8 @@ impl TestMount {
     #[track_caller]
     pub(crate) fn status(&self) -> Value {
         let pid = self.pid();
-        let statuses = self.home.statuses();
-        let mine = statuses.into_iter().find(|status| status["pid"] == pid);
-        mine.unwrap_or_else(|| panic!("no status from process {pid}"))
+        self.home
+            .status("the daemon", |status| status["pid"] == pid)
     }
 
     /// All counters.
@@ -454,13 +459,24 @@ impl TestMount {
     }
 
     /// Waits until the daemon has ended; how it did, if it is a child of the test.
+    ///
+    /// A mount namespace that was made meanwhile, as other tests make them, has a copy of the mount,
+    /// and it is served until that is gone, too.
     #[track_caller]
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        assert!(
-            self.process.wait(DEADLINE),
-            "the daemon does not end; its log: {}",
-            self.log.as_ref().map_or_else(String::new, |_| self.log())
-        );
+        let mut end = Instant::now() + DEADLINE;
+        let latest = Instant::now() + 5 * DEADLINE;
+        while !self.process.wait(Duration::from_secs(2)) {
+            let copies = holders_of_copies(self.dir());
+            if !copies.is_empty() {
+                end = (Instant::now() + DEADLINE).min(latest);
+            }
+            assert!(
+                Instant::now() < end,
+                "the daemon does not end; other mount namespaces with it: {copies:?}; its log: {}",
+                self.log.as_ref().map_or_else(String::new, |_| self.log())
+            );
+        }
         self.process
             .child
             .as_mut()
@@ -505,6 +521,25 @@ impl Drop for TestMount {
         self.place.clear();
         self.process.kill();
     }
+}
+
+/// The processes whose mount namespace has something mounted on `dir`.
+fn holders_of_copies(dir: &Path) -> Vec<String> {
+    let has_it = |process: &Path| {
+        let table = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        let dir = dir.to_str().unwrap();
+        table
+            .lines()
+            .any(|line| line.split(' ').nth(4) == Some(dir))
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
+    processes
+        .filter(|process| has_it(&process.path()))
+        .map(|process| {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            format!("{} {}", process.file_name().display(), name.trim())
+        })
+        .collect()
 }
 
 /// The types of the filesystems mounted on a directory, the one below first.

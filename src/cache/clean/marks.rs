@@ -30,12 +30,16 @@ impl Place {
         below.split_once('/').unwrap_or((below, ""))
     }
 
+    pub(in super::super) fn host(&self) -> &str {
+        self.host_and_bundle().0
+    }
+
     pub(super) fn namespace(&self) -> Option<&str> {
         self.host_and_bundle().1.split('/').next()
     }
 
     pub(super) fn is_local(&self) -> bool {
-        self.host_and_bundle().0 == "_local"
+        self.host() == "_local"
     }
 
     pub(in super::super) fn file(&self) -> String {
@@ -282,6 +286,37 @@ mod tests {
             Some(vec![digest("a"), digest("b"), digest("c")])
         );
         assert_eq!(references(br#"{"layers": []}"#), Some(vec![]));
+    }
+
+    #[test]
+    fn what_others_write_meanwhile_counts_the_next_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let bundle = temp.path().join("manifests/h.test/acme/deep/er");
+        std::fs::create_dir_all(&bundle).unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        let entry = |text: &str| {
+            let hex = Digest::of(text.as_bytes()).hex();
+            format!(r#"{{"layers": [{{"contentSha256": "{hex}"}}]}}"#)
+        };
+        let mut marks = Marks::default();
+        marks.update(&root);
+        assert!(!marks.names(Digest::of(b"a")));
+        std::fs::write(bundle.join("1.0.0.json"), entry("a")).unwrap();
+        // Python is about to rename this one.
+        std::fs::write(bundle.join("tmpab12cd_9.json"), entry("b")).unwrap();
+        std::fs::write(bundle.join("tmpab12cd_0.json"), "{").unwrap();
+        marks.update(&root);
+        assert!(marks.names(Digest::of(b"a")) && marks.names(Digest::of(b"b")));
+        assert_eq!(marks.unreadable(), Vec::<String>::new());
+        std::fs::write(bundle.join("1.0.0.json"), "{").unwrap();
+        marks.update(&root);
+        assert_eq!(
+            marks.unreadable(),
+            ["manifests/h.test/acme/deep/er/1.0.0.json"]
+        );
+        std::fs::remove_file(bundle.join("1.0.0.json")).unwrap();
+        marks.update(&root);
+        assert_eq!(marks.unreadable(), Vec::<String>::new());
     }
 
     #[test]
