@@ -27,6 +27,9 @@ const CONTAINER_CONFIGS: [&str; 2] = [
     "application/vnd.docker.container.image.v1+json",
 ];
 
+/// What the Python package `oras` calls a directory.
+const DIRECTORY: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
 /// What has to be fetched before the files are known.
 #[derive(Debug, Default)]
 pub(in crate::source) struct Needed {
@@ -207,13 +210,22 @@ fn usable(layer: &Descriptor) -> Result<Digest, String> {
 }
 
 /// Whether a layer without a config to tell is an archive and not a file.
+///
+/// The `oras` command says so in an annotation; the Python package only calls directories a tar with
+/// gzip, where files are a plain tar to it whatever they are.
 fn is_archive(layer: &Descriptor) -> bool {
-    if layer.annotation(TITLE).is_some() {
-        return layer.annotation(UNPACK) == Some("true");
+    let Some(title) = layer.annotation(TITLE) else {
+        return [".tar", ".tar+gzip", ".tar.gzip", "x-tar", "/gzip"]
+            .iter()
+            .any(|ending| layer.media_type.ends_with(ending));
+    };
+    match layer.annotation(UNPACK) {
+        Some(unpack) => unpack == "true",
+        None => {
+            let names_archive = [".gz", ".tgz"].iter().any(|e| title.ends_with(e));
+            layer.media_type == DIRECTORY && !names_archive
+        }
     }
-    [".tar", ".tar+gzip", ".tar.gzip", "x-tar", "/gzip"]
-        .iter()
-        .any(|ending| layer.media_type.ends_with(ending))
 }
 
 /// The type of asset that a path's first directory tells.
@@ -312,6 +324,29 @@ mod tests {
         // Hidden by the table, not here: its siblings stay.
         assert_eq!(found[1].path, "../../etc/passwd");
         assert_eq!(found[1].media_type.as_deref(), Some("text/plain"));
+    }
+
+    #[test]
+    fn directories_of_oras_are_archives_and_files_are_not() {
+        let archive = |title, media_type, unpack: Option<&str>| {
+            let mut layer = layer(b"x", Some(title), media_type);
+            if let Some(unpack) = unpack {
+                layer["annotations"][UNPACK] = json!(unpack);
+            }
+            let needs = needed(&manifest("c", &[layer]), None).unwrap();
+            !needs.archives.is_empty()
+        };
+        assert!(archive("skills", DIRECTORY, Some("true")));
+        assert!(archive("skills", DIRECTORY, None));
+        assert!(archive("skills", "text/plain", Some("true")));
+        assert!(!archive("skills", DIRECTORY, Some("false")));
+        assert!(!archive("skills.tar.gz", DIRECTORY, None));
+        assert!(!archive(
+            "a.md",
+            "application/vnd.oci.image.layer.v1.tar",
+            None
+        ));
+        assert!(!archive("a.md", "text/markdown", None));
     }
 
     #[test]
