@@ -148,8 +148,10 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
-    /// Whether [`Source::pull`] is worth a try; whoever is better asked file by file says no.
-    fn pulls(&self) -> bool {
+    /// Whether [`Source::pull`] is worth a try for a version; whoever has it and is better asked file
+    /// by file says no. Who does not have it says yes, and leaves it to the next.
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        let _ = manifest;
         true
     }
 

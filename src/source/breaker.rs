@@ -226,8 +226,8 @@ impl Source for Guarded {
         self.source.tells_namespaces()
     }
 
-    fn pulls(&self) -> bool {
-        self.source.pulls()
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        self.source.pulls(manifest)
     }
 
     async fn resolve(

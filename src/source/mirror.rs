@@ -71,7 +71,7 @@ impl Source for Mirror {
         false
     }
 
-    fn pulls(&self) -> bool {
+    fn pulls(&self, _: &Manifest) -> bool {
         false
     }
 

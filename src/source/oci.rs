@@ -606,7 +606,7 @@ impl Source for OciSource {
         false
     }
 
-    fn pulls(&self) -> bool {
+    fn pulls(&self, _: &Manifest) -> bool {
         false
     }
 

@@ -224,7 +224,7 @@ impl Store {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
         for source in &self.sources {
-            if !source.pulls() {
+            if !source.pulls(&loaded.manifest) {
                 return;
             }
             match self.pull_from(source, loaded, deadline).await {

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::support::fuse::require_fuse;
 use crate::support::mount::{
-    Home, Place, TestMount, Tmpfs, fs_types, is_root, run, said, succeed, within,
+    Home, Place, TestMount, Tmpfs, fs_types, is_root, names, run, said, succeed, within,
 };
 use crate::support::registry::{RouteKind, TestRegistry};
 
@@ -227,12 +227,9 @@ fn sigterm_and_sigint_unmount_cleanly() {
         assert!(status.success(), "{signal:?}: {status}");
         assert_eq!(fs_types(mount.dir()), [""; 0]);
         let sockets = mount.home().path().join("runtime/musherfs");
-        let left = fs::read_dir(sockets).unwrap().filter(|entry| {
-            let path = entry.as_ref().unwrap().path();
-            path.extension()
-                .is_some_and(|extension| extension == "sock")
-        });
-        assert_eq!(left.count(), 0, "the socket is gone");
+        let left = names(&sockets).into_iter();
+        let left: Vec<_> = left.filter(|name| name.ends_with(".sock")).collect();
+        assert_eq!(left, [""; 0], "the socket is gone");
     }
     // In the background a terminal that hangs up means nothing.
     let mut mount = TestMount::of(&registry).start_in_background();

@@ -19,6 +19,12 @@ pub trait Content: Send + Sync + 'static {
     /// See [`Source::name`].
     fn name(&self) -> &str;
 
+    /// Whether it may have the files of a version.
+    fn has(&self, manifest: &Manifest) -> bool {
+        let _ = manifest;
+        true
+    }
+
     /// See [`Source::blob`].
     async fn content(
         &self,
@@ -77,8 +83,8 @@ impl Source for ContentOnly {
         false
     }
 
-    fn pulls(&self) -> bool {
-        false
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        !self.0.has(manifest)
     }
 
     async fn resolve(&self, bundle: &BundleId, _: &Selector, _: Deadline) -> Result<Document> {
@@ -176,8 +182,8 @@ impl Source for Beside {
         self.api.tells_namespaces()
     }
 
-    fn pulls(&self) -> bool {
-        self.api.pulls()
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        self.api.pulls(manifest)
     }
 
     async fn resolve(

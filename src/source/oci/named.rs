@@ -150,6 +150,10 @@ impl Content for Named {
         &self.name
     }
 
+    fn has(&self, manifest: &Manifest) -> bool {
+        repository(manifest).is_some()
+    }
+
     async fn content(
         &self,
         manifest: &Manifest,
