@@ -272,10 +272,14 @@ class CountingProxy:
 
 
 def stop_on_signals() -> None:
-    """Lets SIGTERM and SIGHUP end the benchmark as Ctrl-C does: tidily."""
+    """Lets SIGTERM, SIGHUP and Ctrl-C end the benchmark tidily, the first of them."""
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def interrupt(number, _):
+        # Another one would end the tidying up.
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in signals:
         signal.signal(number, interrupt)
