@@ -97,6 +97,8 @@ struct Listed {
 }
 
 type RefKey = (BundleId, Selector);
+/// A bundle's list of versions, and when it was asked for.
+type VersionList = (Arc<Vec<Published>>, Instant);
 /// Who wants to know when a ref moves: called after the new target is in memory.
 pub type OnMove = Box<dyn Fn(&BundleId, &Selector, &Version) + Send + Sync>;
 
@@ -109,7 +111,7 @@ pub struct Resolver {
     listings: Mutex<HashMap<Namespace, Listed>>,
     listing_flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
     absent_namespaces: Mutex<HashMap<Namespace, Instant>>,
-    versions: Mutex<HashMap<BundleId, (Arc<Vec<Published>>, Instant)>>,
+    versions: Mutex<HashMap<BundleId, VersionList>>,
     root: Mutex<Option<(Arc<BTreeSet<Namespace>>, Instant)>>,
     root_flight: SingleFlight<(), Arc<BTreeSet<Namespace>>>,
     on_move: std::sync::OnceLock<OnMove>,

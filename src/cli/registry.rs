@@ -63,6 +63,11 @@ struct Root {
 ///
 /// The first line on stdout is `listening on http://ADDRESS:PORT`, once requests are answered.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry serve --root ~/registry
+  musherfs registry serve --root /tmp/registry --samples --listen 127.0.0.1:0
+  MUSHERFS_REGISTRY_TOKEN=$(cat key) musherfs registry serve --root ~/registry")]
 struct Serve {
     #[command(flatten)]
     root: Root,
@@ -91,6 +96,9 @@ struct Serve {
 ///
 /// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry publish --root ~/registry ./my-bundle")]
 struct Publish {
     #[command(flatten)]
     root: Root,
@@ -107,6 +115,9 @@ struct Publish {
 ///
 /// Whoever names it exactly can still read it.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry yank --root ~/registry acme/kit@1.2.0 --reason 'leaks a secret'")]
 struct Yank {
     #[command(flatten)]
     root: Root,
@@ -125,6 +136,9 @@ struct Yank {
 
 /// Take a yank back
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry unyank --root ~/registry acme/kit@1.2.0")]
 struct Unyank {
     #[command(flatten)]
     root: Root,
@@ -151,6 +165,9 @@ struct Actor {
 
 /// List all versions
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry list --root ~/registry --json")]
 struct List {
     #[command(flatten)]
     root: Root,

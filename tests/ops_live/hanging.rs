@@ -48,7 +48,8 @@ fn status_why_doctor_df_and_umount_end_while_a_hundred_readers_wait() {
         println!("{arguments:?}: {:?}", start.elapsed());
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(said.contains(part), "{arguments:?}: {said}");
-        if arguments[0] != "umount" {
+        // What else is mounted on this machine has a say in the doctor's code.
+        if !matches!(arguments[0], "umount" | "doctor") {
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         }
     }
