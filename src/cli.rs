@@ -13,19 +13,28 @@ mod cache;
 mod completions;
 mod doctor;
 mod events;
+mod export;
 pub mod failure;
+mod import;
+mod load;
+mod lock;
 mod log;
 pub mod logging;
 mod ls;
 mod man;
 mod mount;
+mod oci;
 mod output;
+mod pin;
+mod progress;
+mod publish;
 mod registry;
 mod resolve;
 mod shared;
 mod status;
 mod umount;
 mod why;
+mod yank;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -104,6 +113,11 @@ enum Command {
     Umount(umount::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
+    Load(load::Args),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Pins(pin::PinsArgs),
+    Lock(lock::Args),
     Status(status::Args),
     Why(why::Args),
     Doctor(doctor::Args),
@@ -111,6 +125,11 @@ enum Command {
     Events(events::Args),
     Log(log::Args),
     Cache(cache::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Publish(publish::Args),
+    Yank(yank::YankArgs),
+    Unyank(yank::UnyankArgs),
     Registry(registry::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -153,6 +172,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
             logging::init_command(verbosity)?;
             resolve::run(&args)
         }
+        Command::Load(args) => {
+            logging::init_command(verbosity)?;
+            load::run(&args)
+        }
+        Command::Pin(args) => {
+            logging::init_command(verbosity)?;
+            pin::pin(&args)
+        }
+        Command::Unpin(args) => {
+            logging::init_command(verbosity)?;
+            pin::unpin(&args)
+        }
+        Command::Pins(args) => {
+            logging::init_command(verbosity)?;
+            pin::pins(&args)
+        }
+        Command::Lock(args) => {
+            logging::init_command(verbosity)?;
+            lock::run(&args)
+        }
         Command::Status(args) => {
             logging::init_command(verbosity)?;
             status::run(&args)
@@ -180,6 +219,26 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Cache(args) => {
             logging::init_command(verbosity)?;
             cache::run(&args)
+        }
+        Command::Export(args) => {
+            logging::init_command(verbosity)?;
+            export::run(&args)
+        }
+        Command::Import(args) => {
+            logging::init_command(verbosity)?;
+            import::run(&args)
+        }
+        Command::Publish(args) => {
+            logging::init_command(verbosity)?;
+            publish::run(&args)
+        }
+        Command::Yank(args) => {
+            logging::init_command(verbosity)?;
+            yank::yank(&args)
+        }
+        Command::Unyank(args) => {
+            logging::init_command(verbosity)?;
+            yank::unyank(&args)
         }
         Command::Registry(args) => {
             logging::init_command(args.verbosity(verbosity))?;

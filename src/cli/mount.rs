@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::failure::Failure;
 use super::logging::{self, Log, Target, Verbosity};
 use super::shared::{Context, SourceArgs, given, runtime};
+use crate::care::keeper::Keeper;
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
 use crate::mount::background::{self, Starter};
@@ -24,13 +25,16 @@ const HELP: &str = "\
 Examples:
   musherfs mount
   musherfs mount --namespace acme ~/bundles
+  musherfs mount --oci ghcr.io --namespace acme
+  musherfs mount --oci registry.example.com/team --mirror https://cache.example.com:5000
   musherfs mount --api-url http://127.0.0.1:8787 --foreground /tmp/m
   musherfs mount -o user_xattr,allow_other,readahead=0
 
 In /etc/fstab:
   musherfs  /mnt/musher  fuse.musherfs  allow_other,nofail,api_key_file=/etc/musher/key  0  0
 
-What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`, and all others
+What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`,
+`oci.registry_url`, and all others
 below `mount:`, such as `mount.readahead` for MUSHERFS_READAHEAD.";
 
 /// Mount all bundles as files
@@ -48,7 +52,7 @@ pub(super) struct Args {
     foreground: bool,
 
     /// Show sample bundles from a registry inside this program
-    #[arg(long, conflicts_with_all = ["api_url", "offline"])]
+    #[arg(long, conflicts_with_all = ["api_url", "oci", "mirrors", "offline"])]
     demo: bool,
 
     /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
@@ -89,6 +93,15 @@ pub(super) struct Args {
     /// How long a file's content may take [env: MUSHERFS_CONTENT_TIMEOUT] [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = value::timeout)]
     content_timeout: Option<Duration>,
+
+    /// Keep the cache below this size, such as 2GiB: what was least recently read goes first, and
+    /// what is pinned stays; 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    cache_max_size: Option<u64>,
+
+    /// Show only what this lockfile names, as `musherfs lock` writes it [env: MUSHERFS_LOCKED]
+    #[arg(long, value_name = "FILE")]
+    locked: Option<PathBuf>,
 
     /// How many threads answer the kernel, 2 to 4 [env: MUSHERFS_THREADS] [default: as many as CPUs]
     #[arg(long, value_name = "N", value_parser = value::threads)]
@@ -150,6 +163,8 @@ impl Plan {
         overrides.metadata_timeout = args.metadata_timeout.or(overrides.metadata_timeout);
         overrides.content_timeout = args.content_timeout.or(overrides.content_timeout);
         overrides.threads = args.threads.or(overrides.threads);
+        overrides.cache_max_size = args.cache_max_size.or(overrides.cache_max_size);
+        overrides.locked = args.locked.or(overrides.locked);
 
         Ok(Self {
             mountpoint: absolute(&args.mountpoint)?,
@@ -356,7 +371,9 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
     } else {
         None
     };
-    let client = plan.context.client()?;
+    let client = plan.context.unlimited_client()?;
+    let state = plan.context.directories.own_state();
+    let keeper = Keeper::new(&client, &state, plan.context.config.cache_limit());
     let Context {
         config,
         directories,
@@ -368,7 +385,8 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
         options: plan.options,
         marker: plan.marker,
         client,
-        registry: config.api_url.to_string(),
+        keeper,
+        registry: config.registry().to_string(),
         user_xattr: config.user_xattr.value,
         threads: config.threads.value,
         runtime_dir: Some(directories.runtime),

@@ -11,6 +11,7 @@ use super::inode::{self, Name, Node};
 use super::{Fs, PROBE_TEXT, split_name};
 use crate::manifest::{Entry, State};
 use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
+use crate::resolve::Presence;
 use crate::store::Loaded;
 
 /// What a path is.
@@ -169,16 +170,17 @@ impl Fs {
             .about_name(inode::ROOT, namespace.as_str())
             .or_else(|| self.failures.about(ino));
         let mut explanation = match self.resolver.namespace_now(&namespace) {
-            Some(true) => {
+            Some(Presence::Known | Presence::Assumed) => {
                 let mut known = Explanation::new(Kind::Namespace);
                 known.failure = failure;
                 known
             }
-            Some(false) if self.resolver.is_offline() => Explanation::new(Kind::Absent).because(
-                "nothing of this namespace is cached, and this mount asks nobody",
-                "mount without --offline, or load a bundle of it while online",
-            ),
-            Some(false) => Explanation::new(Kind::Absent).because(
+            Some(Presence::Absent) if self.resolver.is_offline() => Explanation::new(Kind::Absent)
+                .because(
+                    "nothing of this namespace is cached, and this mount asks nobody",
+                    "mount without --offline, or load a bundle of it while online",
+                ),
+            Some(Presence::Absent) => Explanation::new(Kind::Absent).because(
                 "the registry has no such namespace, or it is a name that programs probe for",
                 "check the spelling; --namespace lists it even if the registry does not",
             ),

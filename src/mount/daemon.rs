@@ -18,6 +18,7 @@ use super::background::Starter;
 use super::control::{self, Control, SetLog, events, metrics};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
 use super::{mount_and_serve, service, stay, touch};
+use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{self, Fuse};
@@ -35,6 +36,8 @@ pub struct Plan {
     pub marker: bool,
     /// What to serve.
     pub client: Client,
+    /// Looks after the cache meanwhile.
+    pub keeper: Keeper,
     /// The registry as users know it, without credentials.
     pub registry: String,
     /// Whether extended attributes are answered.
@@ -72,6 +75,7 @@ pub async fn run(plan: Plan, starter: Option<Starter>) -> super::Result<Ending> 
 }
 
 struct Started {
+    registry: String,
     mounted: Mounted,
     serving: super::Serving,
     signals: StopSignals,
@@ -80,6 +84,7 @@ struct Started {
     socket: Option<control::Listening>,
     metrics: Option<metrics::Endpoint>,
     runtime_dir: Option<PathBuf>,
+    keeper: Keeper,
 }
 
 async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
@@ -153,8 +158,8 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
     {
         info!(%address, "numbers are served");
     }
-    info!(dir = %mounted.dir().display(), registry = plan.registry, "mounted");
     Ok(Started {
+        registry: plan.registry,
         mounted,
         serving,
         signals,
@@ -163,11 +168,18 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         socket,
         metrics: metrics_endpoint,
         runtime_dir: plan.runtime_dir,
+        keeper: plan.keeper,
     })
 }
 
 impl Started {
     async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
+        let dir = self.mounted.dir().to_owned();
+        let registry = std::mem::take(&mut self.registry);
+        let mounted = move || {
+            info!(dir = %dir.display(), registry, "mounted");
+            service::ready(&dir);
+        };
         match starter {
             Some(starter) => {
                 if let Err(error) = starter.ready(&self.mounted) {
@@ -175,10 +187,11 @@ impl Started {
                     let _ = self.mounted.unmount_or_detach();
                     return Ok(Ending::Unmounted);
                 }
+                mounted();
             }
-            None => warm_up_elsewhere(self.mounted.dir()),
+            None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
-        let mut tasks = Vec::new();
+        let mut tasks = vec![tokio::spawn(self.keeper.run())];
         if let Some(dir) = self.runtime_dir {
             tasks.push(tokio::spawn(events::announce(self.fs.moves(), dir)));
         }
@@ -201,8 +214,9 @@ impl Started {
 }
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
-/// own mount would survive `kill -9`. A service manager is told once the mount has answered.
-fn warm_up_elsewhere(dir: &Path) {
+/// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
+/// so that whoever waits for what it says (a service manager, too) can also unmount.
+fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
@@ -211,7 +225,7 @@ fn warm_up_elsewhere(dir: &Path) {
                 return;
             }
         }
-        service::ready(&dir);
+        done();
     });
 }
 

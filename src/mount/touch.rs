@@ -154,7 +154,8 @@ pub fn warm_up(dir: &Path) -> io::Result<()> {
     let _ = rustix::fs::getxattr(&path, "user.musher.state", &mut value[..]);
     let _ = rustix::fs::listxattr(&path, &mut value[..]);
     drop(file);
-    fs::read_dir(dir)?.next().transpose()?;
+    // Opened only: listing it would ask the registry.
+    File::open(dir)?;
     Ok(())
 }
 
