@@ -92,6 +92,14 @@ fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
     let pid = Pid::from_raw(pid).unwrap();
     let dir = world.mountpoint();
     kill_process(pid, Signal::STOP).unwrap();
+    // The signal reaches its threads one after the other.
+    wait_until("all threads are stopped", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        })
+    });
     let status = world.run(&["status"]);
     let doctor = world.run(&["doctor", dir.to_str().unwrap()]);
     kill_process(pid, Signal::CONT).unwrap();
