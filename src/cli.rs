@@ -86,6 +86,11 @@ Examples:
   cat /mnt/musher/acme/code-review/prompts/review.md
   musherfs umount
 
+If something is wrong:
+  musherfs why PATH                     what it is, where its bytes came from, or why it failed
+  musherfs doctor                       what keeps mounts from working, and what to do
+  musherfs status                       the running mounts
+
 Environment:
   MUSHER_API_KEY                        the API key; also found where `musher login` puts it
   MUSHER_API_URL                        the registry

@@ -351,10 +351,8 @@ impl Store {
     fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
         self.allows(&loaded)?;
         let id = loaded.manifest.id();
-        if loaded.is_yanked() {
-            if self.first_report(id, "yanked") {
-                warn!(version = %id, "this version is yanked; it is served because it is named exactly");
-            }
+        if loaded.is_yanked() && self.first_report(id, "yanked") {
+            warn!(version = %id, "this version is yanked; it is served because it is named exactly");
         }
         Ok(loaded)
     }

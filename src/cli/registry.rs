@@ -96,6 +96,11 @@ impl MaybeRoot {
 ///
 /// The first line on stdout is `listening on http://ADDRESS:PORT`, once requests are answered.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry serve --root ~/registry
+  musherfs registry serve --root /tmp/registry --samples --listen 127.0.0.1:0
+  MUSHERFS_REGISTRY_TOKEN=$(cat key) musherfs registry serve --root ~/registry")]
 struct Serve {
     #[command(flatten)]
     root: Root,
@@ -125,6 +130,9 @@ struct Serve {
 /// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once. With --oci, it is published
 /// to that registry instead, as by `musherfs publish`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry publish --root ~/registry ./my-bundle")]
 struct Publish {
     #[command(flatten)]
     root: MaybeRoot,
@@ -144,6 +152,9 @@ struct Publish {
 ///
 /// Whoever names it exactly can still read it.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry yank --root ~/registry acme/kit@1.2.0 --reason 'leaks a secret'")]
 struct Yank {
     #[command(flatten)]
     root: MaybeRoot,
@@ -162,6 +173,9 @@ struct Yank {
 
 /// Take a yank back
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry unyank --root ~/registry acme/kit@1.2.0")]
 struct Unyank {
     #[command(flatten)]
     root: MaybeRoot,
@@ -176,6 +190,9 @@ struct Unyank {
 
 /// List all versions
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry list --root ~/registry --json")]
 struct List {
     #[command(flatten)]
     root: Root,

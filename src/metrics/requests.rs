@@ -84,11 +84,12 @@ pub struct Requests {
 
 impl Default for Requests {
     fn default() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Self {
-            outcomes: [const { [ZERO; Outcome::ALL.len()] }; Operation::ALL.len()],
-            times: [const { [ZERO; TIME_BOUNDS.len() + 1] }; Operation::ALL.len()],
-            micros: [ZERO; Operation::ALL.len()],
+            outcomes: [const { [const { AtomicU64::new(0) }; Outcome::ALL.len()] };
+                Operation::ALL.len()],
+            times: [const { [const { AtomicU64::new(0) }; TIME_BOUNDS.len() + 1] };
+                Operation::ALL.len()],
+            micros: [const { AtomicU64::new(0) }; Operation::ALL.len()],
         }
     }
 }

@@ -22,7 +22,7 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap();
-    let expires = now.as_secs_f64() + 2.0;
+    let expires = now.as_secs_f64() + 5.0;
     let entry = format!("{{\"version\":\"1.0.0\",\"ttlSeconds\":300,\"expiresAt\":{expires}}}");
     fs::write(dir.join("latest.json"), entry).unwrap();
 
@@ -31,8 +31,9 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
     assert_eq!(target().to_str(), Some("kit@1.0.0"));
     let folder = text(&world.run(&["events", "--folder"]).stdout);
     let file = std::path::Path::new(folder.trim()).join("acme/kit");
-    wait_until("the file is there to be watched", || file.exists());
-    assert_eq!(fs::read_to_string(&file).unwrap(), "latest 1.0.0\n");
+    wait_until("the file is there to be watched", || {
+        fs::read_to_string(&file).is_ok_and(|text| text == "latest 1.0.0\n")
+    });
 
     let mut listener = world
         .command(&["-v", "events"])

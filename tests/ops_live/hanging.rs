@@ -48,7 +48,8 @@ fn status_why_doctor_df_and_umount_end_while_a_hundred_readers_wait() {
         println!("{arguments:?}: {:?}", start.elapsed());
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(said.contains(part), "{arguments:?}: {said}");
-        if arguments[0] != "umount" {
+        // What else is mounted on this machine has a say in the doctor's code.
+        if !matches!(arguments[0], "umount" | "doctor") {
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         }
     }
@@ -91,6 +92,14 @@ fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
     let pid = Pid::from_raw(pid).unwrap();
     let dir = world.mountpoint();
     kill_process(pid, Signal::STOP).unwrap();
+    // The signal reaches its threads one after the other.
+    wait_until("all threads are stopped", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        })
+    });
     let status = world.run(&["status"]);
     let doctor = world.run(&["doctor", dir.to_str().unwrap()]);
     kill_process(pid, Signal::CONT).unwrap();

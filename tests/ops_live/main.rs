@@ -10,7 +10,6 @@ mod secrets;
 mod support;
 mod why;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -210,13 +209,4 @@ fn files(dir: &Path) -> Vec<(PathBuf, String)> {
             )
         })
         .collect()
-}
-
-fn has_command(name: impl AsRef<OsStr>) -> bool {
-    Command::new(name)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok()
 }

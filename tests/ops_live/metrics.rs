@@ -3,10 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use crate::{World, has_command};
+use crate::World;
 
 /// The answer to a GET on a Unix socket: status line, headers and body.
-fn get(world: &World, target: &str) -> String {
+pub(crate) fn get(world: &World, target: &str) -> String {
     let mut stream = UnixStream::connect(world.path("metrics.sock")).unwrap();
     write!(stream, "GET {target} HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -53,9 +53,6 @@ fn requests_times_reads_sources_and_readiness_are_told() {
     assert!((value(&text, &up) - 1.0).abs() < 0.5);
     assert!(text.trim_end().ends_with("# EOF"), "{text}");
 
-    if has_command("promtool") {
-        println!("promtool is there, but it reads the older format only");
-    }
     // No path and no name of a bundle is told to whoever watches the numbers.
     assert!(!text.contains("acme") && !text.contains("a.md"), "{text}");
 }

@@ -62,11 +62,7 @@ fn logs_numbers_status_explanations_and_reports_have_no_key() {
         assert!(unpacked.contains(part), "{part}: {unpacked}");
     }
     said.push_str(&unpacked);
-    let mut curl = Command::new("curl");
-    curl.args(["-s", "--unix-socket"])
-        .arg(world.path("metrics.sock"))
-        .arg("http://localhost/metrics");
-    said.push_str(&text(&output(curl).stdout));
+    said.push_str(&crate::metrics::get(&world, "/metrics"));
     for (path, content) in files(&world.path("musher")) {
         assert!(!content.contains(KEY), "{}", path.display());
     }
