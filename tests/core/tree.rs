@@ -264,7 +264,10 @@ async fn attributes_tell_what_a_file_is_and_where_it_comes_from() {
     }
     let digest = musherfs::digest::Digest::of(b"# Kit\n").hex();
     assert_eq!(get("sha256"), Some(digest));
-    process.fs.failures().record("read", ino, None, &unreachable());
+    process
+        .fs
+        .failures()
+        .record("read", ino, None, &unreachable());
     assert!(get("error").unwrap().contains("connection refused"));
     let names = process.fs.list_xattr(ino).unwrap();
     assert!(names.contains(&"user.musher.sha256".to_owned()));
