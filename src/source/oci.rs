@@ -16,7 +16,9 @@
 pub mod archive;
 pub mod auth;
 mod beside;
+pub mod challenge;
 pub mod client;
+mod content;
 pub(super) mod layers;
 pub(super) mod listing;
 pub mod model;
@@ -49,7 +51,7 @@ use crate::single_flight::SingleFlight;
 use archive::Archive;
 use client::RegistryClient;
 use listing::{Catalog, Tags};
-use model::{BundleConfig, DESCRIPTION, ImageManifest, MAX_BLOB, MAX_MANIFEST};
+use model::{BundleConfig, DESCRIPTION, ImageManifest, MAX_MANIFEST};
 use reference::{Endpoint, Repository, StateTag, is_tag, tag_of, version_of};
 
 /// How long a list of tags answers: a walk through a bundle asks for it once.
@@ -332,98 +334,6 @@ impl OciSource {
         }
     }
 
-    /// An archive, from memory or fetched whole.
-    async fn archive(
-        &self,
-        repository: &Repository,
-        digest: Digest,
-        size: u64,
-        what: &str,
-        deadline: Deadline,
-    ) -> Result<Arc<Archive>> {
-        if let Some(archive) = lock(&self.inner.archives).get(&digest) {
-            return Ok(Arc::clone(archive));
-        }
-        let start = || {
-            let (inner, repository) = (Arc::clone(&self.inner), repository.clone());
-            let (what, name) = (what.to_owned(), self.name.clone());
-            async move {
-                let mut packed = Vec::new();
-                inner
-                    .client
-                    .blob(
-                        &repository,
-                        digest,
-                        size,
-                        &what,
-                        &mut packed,
-                        Deadline::after(PATIENCE),
-                    )
-                    .await?;
-                let read = tokio::task::spawn_blocking(move || Archive::read(packed)).await;
-                let archive = read
-                    .map_err(|error| Error::Internal(format!("an archive was lost: {error}")))?
-                    .map_err(|reason| Error::Malformed {
-                        what,
-                        origin: name,
-                        reason,
-                    })?;
-                let archive = Arc::new(archive);
-                inner.keep_archive(digest, Arc::clone(&archive));
-                Ok(archive)
-            }
-        };
-        let flight = async {
-            let key = (repository.clone(), digest);
-            let landed = self.archive_flights.run(key, start).await;
-            landed.map_err(|lost| Error::Internal(lost.to_string()))?
-        };
-        deadline
-            .run(what, flight)
-            .await
-            .map_err(|error| self.missing(error, what))
-    }
-
-    /// Writes a file into `sink` that is in an archive of the manifest, if there is one.
-    async fn unpack(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-        file: Entry<'_>,
-        what: &str,
-        sink: &mut dyn Sink,
-        deadline: Deadline,
-    ) -> Result<bool> {
-        let named = manifest.info().oci_digest.as_deref();
-        let Some(image) = named.and_then(|digest| digest.parse::<Digest>().ok()) else {
-            return Ok(false);
-        };
-        let known = lock(&self.inner.packed).get(&image).cloned();
-        let packed = match known {
-            Some(packed) => packed,
-            None => {
-                // Of another session: the cache knows the files, but not what they are in.
-                let fetched = self
-                    .fetch(repository, &image.to_string(), what, deadline)
-                    .await?;
-                self.files(repository, &fetched, what, deadline).await?;
-                let known = lock(&self.inner.packed).get(&image).cloned();
-                known.unwrap_or_default()
-            }
-        };
-        for (layer, size) in packed.iter() {
-            let archive = self
-                .archive(repository, *layer, *size, what, deadline)
-                .await?;
-            if let Some(content) = archive.content(file.digest()) {
-                sink.restart();
-                sink.write(content)?;
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Which version a manifest is: the one that it says, or one whose tag points at it.
     async fn version_of(
         &self,
@@ -518,66 +428,6 @@ impl OciSource {
         let reference = digest.to_string();
         let fetched = self.fetch(repository, &reference, what, deadline).await?;
         self.files(repository, &fetched, what, deadline).await
-    }
-
-    /// Writes the content of `file` into `sink`, from `repository`.
-    pub(super) async fn content(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-        file: Entry<'_>,
-        sink: &mut dyn Sink,
-        deadline: Deadline,
-    ) -> Result<()> {
-        let what = format!("{}/{}", manifest.id(), file.path());
-        if file.size() > MAX_BLOB {
-            let reason = format!("it has more than {MAX_BLOB} bytes");
-            return Err(self.malformed(&what, reason));
-        }
-        let digest = file.digest();
-        let is_packed = |image: Digest| {
-            let packed = lock(&self.inner.packed).get(&image).cloned()?;
-            let archives = lock(&self.inner.archives);
-            let has = |layer: &Digest| archives.peek(layer)?.content(digest).map(drop);
-            packed.iter().find_map(|(layer, _)| has(layer))
-        };
-        let image = manifest.info().oci_digest.as_deref();
-        let image: Option<Digest> = image.and_then(|image| image.parse().ok());
-        if image.and_then(is_packed).is_some() {
-            let unpacked = self.unpack(repository, manifest, file, &what, sink, deadline);
-            if unpacked.await? {
-                return Ok(());
-            }
-        }
-        let asked = self
-            .client()
-            .blob(repository, digest, file.size(), &what, sink, deadline)
-            .await;
-        match asked {
-            Err(absent @ Error::NotFound { .. }) if self.client().is_mirror() => Err(absent),
-            Err(absent @ Error::NotFound { .. }) => {
-                let unpacked = self.unpack(repository, manifest, file, &what, sink, deadline);
-                match unpacked.await {
-                    Ok(true) => Ok(()),
-                    Ok(false) | Err(Error::NotFound { .. }) => Err(self.missing(absent, &what)),
-                    Err(error) => Err(error),
-                }
-            }
-            answer => answer,
-        }
-    }
-}
-
-impl Inner {
-    fn keep_archive(&self, digest: Digest, archive: Arc<Archive>) {
-        let mut archives = lock(&self.archives);
-        archives.put(digest, archive);
-        let memory = |archives: &LruCache<Digest, Arc<Archive>>| -> usize {
-            archives.iter().map(|(_, archive)| archive.memory()).sum()
-        };
-        while archives.len() > 1 && memory(&archives) > ARCHIVE_MEMORY {
-            archives.pop_lru();
-        }
     }
 }
 

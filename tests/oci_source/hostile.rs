@@ -59,7 +59,7 @@ async fn manifests_that_cannot_be_used_are_refused() {
         ),
         (
             "a layer without a path",
-            with(|r| r.artifact(&[layer.clone()])),
+            with(|r| r.artifact(std::slice::from_ref(&layer))),
         ),
         (
             "two sizes of one blob",
