@@ -42,6 +42,8 @@ HERE = Path(__file__).resolve().parent
 VERSION = "1.0.0"
 READERS = 64
 MANY = 100_000
+# Mounts a round for what can be done only once on each.
+FRESH_MOUNTS = 3
 
 CONTENT_REQUEST = r"/assets/|:pull|/blobs/"
 RESOLVE_REQUEST = r":resolve"
@@ -272,15 +274,28 @@ class Warm:
         """One round: three kinds of first times, then everything warm, in turns."""
         native = self.native / "files"
         walk = ("find", ".", "-printf", r"%p %y %s %m %u %T@\n")
-        with self.mount() as mount:
-            files = self.files(mount)
-            self.bench.drive("read", native, self.list, 1)
-            self.compare(self.unwalked, mount, ("read", native, self.list, 1), ("read", files, self.list, 1))
+        read_native, walk_native = ("read", native, self.list, 1), ("run", native, 1, *walk)
+        unwalked, walks, walked = [], [], []
+        for _ in range(FRESH_MOUNTS):
+            with self.mount() as mount:
+                unwalked.append(self.first(mount, read_native, ("read", self.files(mount), self.list, 1)))
         with ExitStack() as stack:
-            mount = stack.enter_context(self.mount())
-            files, large = self.files(mount), mount.directory / "bench" / f"large@{VERSION}" / "large.txt"
-            self.compare(self.first_walk, mount, ("run", native, 1, *walk), ("run", files, 1, *walk))
-            self.compare(self.walked, mount, ("read", native, self.list, 1), ("read", files, self.list, 1))
+            for last in [False] * (FRESH_MOUNTS - 1) + [True]:
+                with ExitStack() as mounted:
+                    mount = mounted.enter_context(self.mount())
+                    files = self.files(mount)
+                    walks.append(self.first(mount, walk_native, ("run", files, 1, *walk)))
+                    walked.append(self.first(mount, read_native, ("read", files, self.list, 1)))
+                    if last:
+                        # The one on which the rest of the round takes place.
+                        stack.enter_context(mounted.pop_all())
+            large = mount.directory / "bench" / f"large@{VERSION}" / "large.txt"
+            for row, samples in ((self.unwalked, unwalked), (self.first_walk, walks), (self.walked, walked)):
+                row.native.append(min(native_seconds for native_seconds, _, _ in samples))
+                row.mount.append(min(seconds for _, seconds, _ in samples))
+                for _, _, requests in samples:
+                    row.requests.append(requests.total())
+                    row.kinds.update(requests)
 
             peer = None
             if server is not None:
@@ -338,16 +353,12 @@ class Warm:
         output = check([str(word) for word in command], cwd=place)
         return min(int(line.split()[0]) / 1e9 for line in output.splitlines())
 
-    def compare(self, row: Row, mount: Musherfs, native, mounted) -> None:
-        """What can be done only once a mount, between two native passes."""
-        before = self.once(native)
+    def first(self, mount: Musherfs, native, mounted):
+        """What can be done only once a mount, after a native pass: both times, and the requests."""
+        native_seconds = self.once(native)
         counters = mount.counters()
         seconds = self.once(mounted)
-        requests = kernel_requests(mount.counters(), counters)
-        row.native.append((before + self.once(native)) / 2)
-        row.mount.append(seconds)
-        row.requests.append(requests.total())
-        row.kinds.update(requests)
+        return native_seconds, seconds, kernel_requests(mount.counters(), counters)
 
     def turns(self, row: Row, mount: Musherfs, native, mounted, peer) -> None:
         """Warms up both sides, then lets them take turns; then the peer, if there is one."""
