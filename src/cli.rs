@@ -21,6 +21,7 @@ mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -92,6 +93,7 @@ Exit status:
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Upgrade(upgrade::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
     Status(status::Args),
@@ -123,6 +125,10 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Umount(args) => {
             logging::init_command(verbosity)?;
             umount::run(&args)
+        }
+        Command::Upgrade(args) => {
+            logging::init_command(verbosity)?;
+            upgrade::run(&args)
         }
         Command::Ls(args) => {
             logging::init_command(verbosity)?;

@@ -12,7 +12,7 @@ pub mod inode;
 pub mod tree;
 mod xattr;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -130,6 +130,14 @@ pub struct Fs {
     failures: Mutex<VecDeque<Failure>>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
+    inherited: OnceLock<Inherited>,
+}
+
+/// What an earlier process told the kernel, and this one does not know: the names that it gave
+/// numbers to, and since when somebody else answers for them.
+struct Inherited {
+    names: HashSet<u64>,
+    since: SystemTime,
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -152,6 +160,7 @@ impl Fs {
             failures: Mutex::default(),
             kernel: OnceLock::new(),
             usage: Default::default(),
+            inherited: OnceLock::new(),
         });
         let told = Arc::downgrade(&fs);
         fs.resolver
@@ -166,6 +175,45 @@ impl Fs {
     /// Where requests to drop caches go; they are lost until this is set, once.
     pub fn set_kernel(&self, kernel: mpsc::UnboundedSender<Invalidate>) {
         let _ = self.kernel.set(kernel);
+    }
+
+    /// Goes on for a process that served the same kernel and is gone: has the kernel drop the bodies
+    /// of all symlinks and the listings that it was given, since nobody knows any more what it was
+    /// told. Once, after [`Fs::set_kernel`] and before the first request.
+    pub fn inherit(&self) {
+        let inherited = Inherited {
+            names: self.inodes.names().into_iter().collect(),
+            since: SystemTime::now(),
+        };
+        let names: Vec<u64> = inherited.names.iter().copied().collect();
+        if self.inherited.set(inherited).is_ok() {
+            for ino in names.into_iter().chain([ROOT]) {
+                self.invalidate(ino, None);
+            }
+        }
+    }
+
+    /// Whether an earlier process may have told the kernel something about `ino`.
+    fn is_inherited(&self, ino: u64) -> bool {
+        let inherited = self.inherited.get();
+        inherited.is_some_and(|inherited| inherited.names.contains(&ino))
+    }
+
+    /// The time of a mutable node that has not changed in this process. The time that an earlier one
+    /// told is older, so whoever compares times looks again.
+    fn first_mtime(&self) -> SystemTime {
+        let inherited = self.inherited.get();
+        inherited.map_or_else(epoch, |inherited| inherited.since)
+    }
+
+    /// How long a name or a manifest may take.
+    pub fn metadata_timeout(&self) -> Duration {
+        self.store.policy().metadata_timeout
+    }
+
+    /// How long a file's content may take.
+    pub fn content_timeout(&self) -> Duration {
+        self.store.policy().content_timeout
     }
 
     /// What the mount counts.
@@ -268,7 +316,7 @@ impl Fs {
     fn directory_attr(&self, ino: u64) -> Attr {
         let mtime = lock(&self.directories)
             .get(&ino)
-            .map_or_else(epoch, |told| told.mtime);
+            .map_or_else(|| self.first_mtime(), |told| told.mtime);
         Attr::directory(ino, mtime)
     }
 
@@ -373,10 +421,15 @@ impl Fs {
         let (moved, (attr, settled)) = {
             let mut links = lock(&self.links);
             let mut moved = None;
-            let link = links.entry(ino).or_insert_with(|| Link {
-                target: version.clone(),
-                mtime: epoch(),
-                settled: watch::channel(true).1,
+            let link = links.entry(ino).or_insert_with(|| {
+                // The kernel may hold a body that an earlier process gave it.
+                let (done, settled) = watch::channel(!self.is_inherited(ino));
+                moved = (!*settled.borrow()).then_some(done);
+                Link {
+                    target: version.clone(),
+                    mtime: self.first_mtime(),
+                    settled,
+                }
             });
             if link.target != *version {
                 let (done, settled) = watch::channel(false);
@@ -517,9 +570,7 @@ impl Fs {
                     Some(loaded) => Answer::Now(attr(&loaded)),
                     None => {
                         let (fs, deadline) = (Arc::clone(self), self.deadline());
-                        later(
-                            async move { attr(&*fs.store.manifest(&tagged.version, deadline).await?) },
-                        )
+                        later(async move { attr(&*fs.wait_for(root, &tagged, deadline).await?) })
                     }
                 }
             }
@@ -725,7 +776,7 @@ impl Fs {
                 None => {
                     let told = Told {
                         content: Arc::new(names),
-                        mtime: epoch(),
+                        mtime: self.first_mtime(),
                     };
                     directories.insert(ino, told);
                     false

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -28,6 +28,7 @@ use fuser::{
     ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{Instrument as _, debug, debug_span, warn};
@@ -43,6 +44,9 @@ const MAX_TRANSFER: u32 = 1 << 20;
 /// Read-ahead requests that the kernel may have under way. Above the threshold it would wait for
 /// each read, and a stuck download must not make it do that.
 const BACKGROUND: u16 = 1024;
+
+/// How far beyond its deadline a request is answered at the latest.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The only handle there is: no state belongs to an open file.
 const NO_HANDLE: FileHandle = FileHandle(0);
@@ -68,6 +72,26 @@ pub fn errno(error: &Error) -> Errno {
     }
 }
 
+/// What the kernel and the daemon that mounted agreed on, for a daemon that goes on serving the same
+/// connection: the kernel does not say it twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshake {
+    /// The protocol's minor version that the kernel speaks.
+    pub minor: u32,
+    /// The capabilities that the kernel has.
+    pub offered: u64,
+    /// Those of them that are in use.
+    pub agreed: u64,
+}
+
+impl Handshake {
+    /// Whether the kernel can repeat requests whose daemon has died (Linux 6.9 and later).
+    pub fn can_resend(&self) -> bool {
+        const HAS_RESEND: u64 = 1 << 39;
+        self.offered & HAS_RESEND != 0
+    }
+}
+
 /// Serves one [`Fs`] to one kernel connection.
 pub struct Fuse {
     fs: Arc<Fs>,
@@ -76,6 +100,7 @@ pub struct Fuse {
     /// Whether the kernel understands ENOSYS to OPEN and to OPENDIR.
     no_open: bool,
     no_opendir: bool,
+    handshake: Arc<OnceLock<Handshake>>,
 }
 
 thread_local! {
@@ -92,7 +117,13 @@ impl Fuse {
             owner,
             no_open: false,
             no_opendir: false,
+            handshake: Arc::default(),
         }
+    }
+
+    /// What will be known as soon as the session has begun.
+    pub fn handshake(&self) -> Arc<OnceLock<Handshake>> {
+        Arc::clone(&self.handshake)
     }
 
     fn count(&self, counter: Counter) {
@@ -146,13 +177,42 @@ impl Fuse {
             Answer::Later(answer) => {
                 let edge = self.clone();
                 let span = debug_span!("request", operation, ino = ino.0);
+                let most = self.most(operation);
                 let task = async move {
-                    let answer = answer.await;
+                    let answer = match tokio::time::timeout(most, answer).await {
+                        Ok(answer) => answer,
+                        Err(_) => Err(edge.overdue(operation, ino, most)),
+                    };
                     let answer = answer.map_err(|error| edge.failed(operation, ino, &error));
                     reply(&edge, answer);
                 };
                 self.runtime.spawn(task.instrument(span));
             }
+        }
+    }
+
+    /// How long a request may take whatever happens: its deadline, which everything below keeps by
+    /// itself, and a moment.
+    fn most(&self, operation: &str) -> Duration {
+        let deadline = match operation {
+            "read" => self.fs.content_timeout(),
+            _ => self.fs.metadata_timeout(),
+        };
+        deadline + GRACE
+    }
+
+    /// Somebody below has lost a request: it is answered all the same, and that it came to this is
+    /// counted.
+    fn overdue(&self, operation: &'static str, ino: INodeNo, most: Duration) -> Error {
+        self.count(Counter::Overdue);
+        warn!(
+            operation,
+            ino = ino.0,
+            ?most,
+            "a request outlived its deadline"
+        );
+        Error::Timeout {
+            what: format!("{operation} of inode {:#x}", ino.0),
         }
     }
 
@@ -205,6 +265,7 @@ impl Clone for Fuse {
         Self {
             fs: Arc::clone(&self.fs),
             runtime: self.runtime.clone(),
+            handshake: Arc::clone(&self.handshake),
             ..*self
         }
     }
@@ -293,6 +354,12 @@ impl Filesystem for Fuse {
         self.no_opendir = config
             .capabilities()
             .contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let offered = config.capabilities();
+        let _ = self.handshake.set(Handshake {
+            minor: config.kernel_abi().1,
+            offered: offered.bits(),
+            agreed: (offered & wanted).bits(),
+        });
         // Each setter says what it would take instead when the kernel offers less.
         let _ = config.set_max_write(MAX_TRANSFER);
         if let Err(most) = config.set_max_readahead(MAX_TRANSFER) {

@@ -19,6 +19,8 @@
 //!   what somebody else has mounted on the path meanwhile.
 //! * In the background ([`background`]), success is reported only after the mount has answered.
 
+use serde::{Deserialize, Serialize};
+
 pub mod background;
 pub mod control;
 pub mod daemon;
@@ -27,22 +29,25 @@ mod device;
 mod error;
 pub mod helper;
 mod holders;
+pub mod keeper;
 pub mod mountinfo;
 mod point;
+pub mod resume;
 mod session;
 pub mod touch;
 mod unmount;
+pub mod upgrade;
 
 pub use device::{Mounted, mount};
 pub use error::{Failure, MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
 pub use point::{MARKER, MountPoint};
-pub use session::{Ending, Serving, StopSignals, mount_and_serve, serve, stay};
+pub use session::{Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept};
 pub use unmount::{How, Unmounted, unmount_command};
 
 /// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the device: `musherfs` or a registry's URL.
     pub source: String,

@@ -4,6 +4,9 @@
 //! Client ──► Fs ──► Fuse ──► mount and serve ──► ready ──► stay
 //!                                   └► control socket, periodic work, invalidation threads
 //! ```
+//!
+//! Where a [`keeper`](super::keeper) has the mount, it is served but not made here, and perhaps not by
+//! the first daemon that does so.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,15 +15,17 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::background::Starter;
+use super::background::Supervisor;
 use super::control::{self, Control};
+use super::keeper::{Given, Orders};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{mount_and_serve, stay, touch};
+use super::{mount_and_serve, resume, serve, stay, stay_kept, touch};
 use crate::client::Client;
 use crate::fs::{self, Fs};
-use crate::fuse::{self, Fuse};
+use crate::fuse::{self, Fuse, Handshake};
 
 /// How long a mount may take to be warmed up by another process.
 const WARM_UP: Duration = Duration::from_secs(10);
@@ -45,38 +50,88 @@ pub struct Plan {
 
 /// Mounts and serves until the mount is gone or a signal ends it.
 ///
-/// `starter` is told of the outcome as soon as the mount is served; without one the process is in
-/// the foreground, and has another process touch the mount.
+/// `supervisor` is told of the outcome as soon as the mount is served; one that is a keeper mounts by
+/// itself. Without one the process is in the foreground, and has another process touch the mount.
 ///
 /// # Errors
 ///
-/// Why it could not be mounted or served; the starter has been told then, too.
-pub async fn run(plan: Plan, starter: Option<Starter>) -> super::Result<Ending> {
-    let in_background = starter.is_some();
-    match start(plan, in_background).await {
-        Ok(started) => started.serve(starter).await,
-        Err(error) => {
-            if let Some(starter) = starter {
-                // If the starter is gone, nobody is there to be told.
-                let _ = starter.failed(Failure::from(&error));
+/// Why it could not be mounted or served; the supervisor has been told then, too.
+pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<Ending> {
+    let listen = |in_background| {
+        StopSignals::listen(in_background).map_err(|source| MountError::io("the process", source))
+    };
+    match supervisor {
+        None => {
+            let signals = listen(false)?;
+            let started = start(plan, Origin::New).await?;
+            warm_up_elsewhere(started.mounted.dir());
+            started.stay(signals).await
+        }
+        Some(Supervisor::Starter(starter)) => {
+            let started = match listen(true) {
+                Ok(signals) => start(plan, Origin::New).await.map(|it| (it, signals)),
+                Err(error) => Err(error),
+            };
+            match started {
+                Ok((started, signals)) => match starter.ready(&started.mounted) {
+                    Ok(()) => started.stay(signals).await,
+                    Err(error) => {
+                        warn!(%error, "whoever started this is gone: unmounting");
+                        let _ = started.mounted.unmount_or_detach();
+                        Ok(Ending::Unmounted)
+                    }
+                },
+                Err(error) => {
+                    // If the starter is gone, nobody is there to be told.
+                    let _ = starter.failed(Failure::from(&error));
+                    Err(error)
+                }
             }
-            Err(error)
+        }
+        Some(Supervisor::Keeper(ward)) => {
+            let mut signals = listen(true)?;
+            let waiting = tokio::task::spawn_blocking(move || ward.wait());
+            let given = waiting.await.map_err(io::Error::other).flatten();
+            let keeper = |source| MountError::io("the keeper", source);
+            let Some((keeper_waits, given)) = given.map_err(keeper)? else {
+                return Ok(Ending::Retired);
+            };
+            let first = given.handshake.is_none();
+            match start(plan, Origin::Given(given)).await {
+                Ok(started) => {
+                    let handshake = started.handshake.filter(|_| first);
+                    let orders = keeper_waits.ready(handshake).map_err(keeper)?;
+                    started.stay_kept(&mut signals, orders).await
+                }
+                Err(error) => {
+                    let _ = keeper_waits.failed(Failure::from(&error));
+                    Err(error)
+                }
+            }
         }
     }
+}
+
+/// Where the mount comes from.
+enum Origin {
+    /// It is to be made.
+    New,
+    /// Somebody else made it and holds it.
+    Given(Given),
 }
 
 struct Started {
     mounted: Mounted,
     serving: super::Serving,
-    signals: StopSignals,
-    fs: Arc<Fs>,
-    control: Option<control::Listening>,
+    handshake: Option<Handshake>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
-async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
-    let io_error = |source: io::Error| MountError::io("the process", source);
-    let signals = StopSignals::listen(in_background).map_err(io_error)?;
-    let point = MountPoint::prepare(&plan.dir)?;
+async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
+    let point = match &origin {
+        Origin::New => Some(MountPoint::prepare(&plan.dir)?),
+        Origin::Given(_) => None,
+    };
     raise_descriptor_limit();
     let Client {
         resolver,
@@ -99,10 +154,25 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         rustix::process::getegid().as_raw(),
     );
     let edge = Fuse::new(Arc::clone(&fs), Handle::current(), owner);
+    let handshake = edge.handshake();
     let (options, threads) = (plan.options, plan.threads);
-    let mounting =
-        tokio::task::spawn_blocking(move || mount_and_serve(&point, &options, edge, threads));
-    let (mounted, serving) = mounting
+    let successor = Arc::clone(&fs);
+    let serving = tokio::task::spawn_blocking(move || match (origin, point) {
+        (Origin::Given(given), _) => {
+            let mounted = given.mounted;
+            let serving = match given.handshake {
+                None => serve(&mounted, edge, threads)?,
+                Some(handshake) => {
+                    successor.inherit();
+                    resume::resume(&mounted, edge, threads, &handshake, given.placeholder)?
+                }
+            };
+            Ok((mounted, serving))
+        }
+        (Origin::New, Some(point)) => mount_and_serve(&point, &options, edge, threads),
+        (Origin::New, None) => Err(MountError::io("the mountpoint", io::ErrorKind::NotFound)),
+    });
+    let (mounted, serving) = serving
         .await
         .unwrap_or_else(|lost| Err(MountError::io("a task", io::Error::other(lost))))?;
     if let Err(error) = fuse::spawn_invalidation(&serving.notifier(), requests) {
@@ -117,37 +187,36 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
-    info!(dir = %mounted.dir().display(), registry = plan.registry, "mounted");
+    info!(dir = %mounted.dir().display(), registry = plan.registry, "serving");
+    let mut tasks = vec![tokio::spawn(fs.tick())];
+    tasks.extend(control.map(|control| tokio::spawn(control.serve())));
     Ok(Started {
         mounted,
         serving,
-        signals,
-        fs,
-        control,
+        handshake: handshake.get().copied(),
+        tasks,
     })
 }
 
 impl Started {
-    async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
-        match starter {
-            Some(starter) => {
-                if let Err(error) = starter.ready(&self.mounted) {
-                    warn!(%error, "whoever started this is gone: unmounting");
-                    let _ = self.mounted.unmount_or_detach();
-                    return Ok(Ending::Unmounted);
-                }
-            }
-            None => warm_up_elsewhere(self.mounted.dir()),
-        }
-        let mut tasks = vec![tokio::spawn(self.fs.tick())];
-        tasks.extend(self.control.map(|control| tokio::spawn(control.serve())));
-        let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
-        for task in tasks {
-            task.abort();
-            // Until it is dropped: the socket's file goes with it.
-            let _ = task.await;
-        }
+    async fn stay(self, mut signals: StopSignals) -> super::Result<Ending> {
+        let ending = stay(self.mounted, &self.serving, &mut signals).await;
+        end(self.tasks).await;
         ending
+    }
+
+    async fn stay_kept(self, signals: &mut StopSignals, orders: Orders) -> super::Result<Ending> {
+        let ending = stay_kept(self.mounted, &self.serving, signals, orders).await;
+        end(self.tasks).await;
+        ending
+    }
+}
+
+/// Ends tasks and waits until they are dropped: the socket's file goes with its task.
+async fn end(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        task.abort();
+        let _ = task.await;
     }
 }
 
