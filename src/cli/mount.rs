@@ -396,9 +396,9 @@ fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
         }
     });
     if matches!(ending, Ok(Ending::Retired)) {
-        // Readers wait for whoever serves next, and that one waits for our end.
-        runtime.shutdown_background();
-        return Ok(());
+        // Somebody else answers what is under way here: ending the tasks would answer it with an
+        // error first.
+        std::process::exit(0);
     }
     // Downloads that nobody waits for any more, and reads of a disk that hangs.
     runtime.shutdown_timeout(Duration::from_secs(1));

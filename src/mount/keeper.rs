@@ -13,8 +13,8 @@
 //! holds it and does nothing else that could fail: one thread, no network, no runtime, no request is
 //! ever answered here. What it promises:
 //!
-//! * A daemon that dies is replaced, at once if it had been well, else ever later up to
-//!   [`Timing::most_delay`]; one that does not answer statfs(2) is killed, and so replaced. Readers
+//! * A daemon that dies is replaced at once; if one after the other dies young, ever later, up to
+//!   [`Timing::most_delay`]. One that does not answer statfs(2) is killed, and so replaced. Readers
 //!   see a pause.
 //! * A daemon is replaced by another program ([`super::upgrade`], SIGHUP) only when that one says
 //!   that it is prepared; and if it then fails, the former one is started again.
@@ -81,7 +81,7 @@ pub struct Timing {
     pub probe: Duration,
     /// After how long without an answer the daemon is replaced.
     pub stuck: Duration,
-    /// A daemon that had served for so long is replaced at once when it dies.
+    /// A daemon that has served for less died young.
     pub well: Duration,
     /// The longest pause between two attempts.
     pub most_delay: Duration,
@@ -94,13 +94,16 @@ impl Default for Timing {
             upgrade: Duration::from_secs(5),
             probe: Duration::from_secs(15),
             stuck: Duration::from_secs(30),
-            well: Duration::from_millis(500),
+            well: Duration::from_millis(300),
             most_delay: Duration::from_secs(5),
         }
     }
 }
 
-/// The first pause after a daemon that died young.
+/// So many daemons that die young, one after the other, are still replaced at once.
+const AT_ONCE: u32 = 3;
+
+/// The pause after the next one, which doubles from there.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 
 /// How long a daemon may take to end when it is told to, before it is killed.
@@ -194,7 +197,8 @@ struct Keeper {
     /// `None` while none serves: then the next one is started at [`Keeper::due`].
     daemon: Option<Daemon>,
     due: Instant,
-    delay: Duration,
+    /// How many daemons in a row have died young, or were never prepared.
+    young: u32,
     restarts: u64,
     probe: probe::Probe,
     door: Option<Door>,
@@ -253,7 +257,7 @@ impl Keeper {
             handshake,
             daemon: Some(daemon),
             due: Instant::now(),
-            delay: Duration::ZERO,
+            young: 0,
             restarts: 0,
             probe: probe::Probe::new(timing.probe),
             door,
@@ -333,21 +337,28 @@ impl Keeper {
         self.daemon = None;
         self.due = Instant::now();
         if self.mounted.is_connected() {
-            self.postpone(lived);
+            let delay = self.postpone(lived);
             let status = status.map_or("it does not answer".to_owned(), |s| s.to_string());
-            warn!(pid, status, delay = ?self.delay, "the daemon is gone; starting another");
+            warn!(pid, status, ?delay, "the daemon is gone; starting another");
         }
         None
     }
 
-    /// After a daemon that served for `lived`.
-    fn postpone(&mut self, lived: Duration) {
-        self.delay = if lived >= self.timing.well {
-            Duration::ZERO
+    /// After a daemon that served for `lived`. Returns after how long the next one is started.
+    fn postpone(&mut self, lived: Duration) -> Duration {
+        self.young = if lived < self.timing.well {
+            self.young.saturating_add(1)
         } else {
-            (self.delay * 2).clamp(FIRST_DELAY, self.timing.most_delay)
+            0
         };
-        self.due = Instant::now() + self.delay;
+        let delay = match self.young {
+            0..=AT_ONCE => Duration::ZERO,
+            // Enough doublings for any delay.
+            young => FIRST_DELAY * (1 << (young - AT_ONCE).min(16)),
+        };
+        let delay = delay.min(self.timing.most_delay);
+        self.due = Instant::now() + delay;
+        delay
     }
 
     fn restart(&mut self) {
@@ -371,8 +382,8 @@ impl Keeper {
                 self.probe.restart();
             }
             Err(error) => {
-                self.postpone(Duration::ZERO);
-                warn!(%error, delay = ?self.delay, "cannot start a daemon; trying again");
+                let delay = self.postpone(Duration::ZERO);
+                warn!(%error, ?delay, "cannot start a daemon; trying again");
             }
         }
     }
@@ -438,7 +449,7 @@ impl Keeper {
         self.program = program;
         self.installed = path.to_owned();
         self.daemon = Some(next);
-        self.delay = Duration::ZERO;
+        self.young = 0;
         self.probe.restart();
         Ok(done)
     }
