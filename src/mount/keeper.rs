@@ -45,7 +45,7 @@ use super::unmount::{self, How, Unmounted};
 use super::{MountOptions, MountPoint, Mounted, mount};
 use crate::fuse::Handshake;
 pub use child::Invocation;
-use child::{Daemon, Interrupt, Program};
+use child::{Daemon, HalfDead, Interrupt, Program};
 use door::Door;
 pub(crate) use door::Request;
 pub(crate) use door::ask as ask_door;
@@ -108,6 +108,9 @@ const FIRST_DELAY: Duration = Duration::from_millis(20);
 
 /// How long a daemon may take to end when it is told to, before it is killed.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How often daemons that are about to end are looked at.
+const BURIAL: Duration = Duration::from_millis(100);
 
 /// How long those who still use a detached mount are served.
 const GRACE: Duration = Duration::from_secs(5);
@@ -197,6 +200,8 @@ struct Keeper {
     /// `None` while none serves: then the next one is started at [`Keeper::due`].
     daemon: Option<Daemon>,
     due: Instant,
+    /// Daemons that have been replaced and not ended yet.
+    half_dead: Vec<HalfDead>,
     /// How many daemons in a row have died young, or were never prepared.
     young: u32,
     restarts: u64,
@@ -257,6 +262,7 @@ impl Keeper {
             handshake,
             daemon: Some(daemon),
             due: Instant::now(),
+            half_dead: Vec::new(),
             young: 0,
             restarts: 0,
             probe: probe::Probe::new(timing.probe),
@@ -294,11 +300,13 @@ impl Keeper {
                 self.restart();
             }
             self.look_after();
+            self.bury();
         }
     }
 
     fn wait(&self) -> Result<Event> {
         let due = match &self.daemon {
+            Some(_) if !self.half_dead.is_empty() => Instant::now() + BURIAL,
             Some(_) => self.probe.due(),
             None => self.due,
         };
@@ -333,12 +341,13 @@ impl Keeper {
         let status = daemon.wait(FAREWELL);
         let lived = daemon.since.elapsed();
         let pid = daemon.pid();
-        // Killed if it has not ended.
-        self.daemon = None;
+        if let Some(daemon) = self.daemon.take() {
+            self.half_dead.extend(daemon.end());
+        }
         self.due = Instant::now();
         if self.mounted.is_connected() {
             let delay = self.postpone(lived);
-            let status = status.map_or("it does not answer".to_owned(), |s| s.to_string());
+            let status = status.map_or("about to end".to_owned(), |s| s.to_string());
             warn!(pid, status, ?delay, "the daemon is gone; starting another");
         }
         None
@@ -388,11 +397,26 @@ impl Keeper {
         }
     }
 
+    /// Reaps daemons that have ended at last.
+    fn bury(&mut self) {
+        let before = self.half_dead.len();
+        self.half_dead.retain(|daemon| !daemon.has_ended());
+        // In case one of them was just taking a request when it was told not to.
+        if self.half_dead.len() < before
+            && let Err(error) = super::resume::resend(&self.mounted)
+        {
+            warn!(%error, "requests cannot be repeated");
+        }
+    }
+
     /// Replaces a daemon that does not answer.
     fn look_after(&mut self) {
         let Some(daemon) = &mut self.daemon else {
             return;
         };
+        if Instant::now() < self.probe.due() {
+            return;
+        }
         // Out of the tree, but in use: there is no path to ask at.
         let Ok(table) = super::mountinfo::MountTable::read() else {
             return;
@@ -434,7 +458,7 @@ impl Keeper {
         let mut from = String::new();
         if let Some(former) = self.daemon.take() {
             from.clone_from(&former.version);
-            former.retire(FAREWELL);
+            self.half_dead.extend(former.retire(FAREWELL));
         }
         // From here on nobody serves until somebody does.
         self.due = Instant::now();

@@ -162,7 +162,8 @@ fn init_request(handshake: &Handshake) -> Vec<u8> {
     request
 }
 
-fn resend(mounted: &Mounted) -> Result<(), Errno> {
+/// Has the kernel hand out again all requests that were taken and not answered.
+pub(super) fn resend(mounted: &Mounted) -> Result<(), Errno> {
     let mut notification = Vec::with_capacity(16);
     notification.extend(16_u32.to_ne_bytes());
     notification.extend(NOTIFY_RESEND.to_ne_bytes());

@@ -9,12 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::link::{Held, Link, NUMBERS, PROTOCOL, ToDaemon, ToKeeper, ready};
 use crate::fuse::Handshake;
 use crate::mount::{Failure, MountError, Mounted, Result};
+
+/// How long the other threads of a process whose first thread has ended may take.
+const FULL_END: Duration = Duration::from_millis(20);
+
+/// Between two looks at something that happens at once.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// How a daemon is started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,16 +62,30 @@ impl Program {
     }
 }
 
-/// A daemon; killed on drop, which is how a mount that goes on loses one.
+/// A daemon; killed on drop.
+///
+/// A thread that has the kernel drop the pages of a file waits, and cannot be killed, until those
+/// that are being read have been answered. So a daemon that is killed may stay, half dead, until the
+/// next one has answered, and its end must not be waited for: what counts is that it takes no more
+/// requests. Its first thread's end is what is noticed.
 #[derive(Debug)]
 pub(super) struct Daemon {
     child: Child,
-    pidfd: OwnedFd,
+    /// Readable when the first thread is gone.
+    first_thread: OwnedFd,
     link: Link,
     /// The program's version.
     pub(super) version: String,
     /// Since when it serves.
     pub(super) since: Instant,
+}
+
+/// Has a descriptor stand for a thread (Linux 6.9), not for a process.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+
+fn first_thread(child: &Child) -> rustix::io::Result<OwnedFd> {
+    let pid = Pid::from_child(child);
+    pidfd_open(pid, PIDFD_THREAD).or_else(|_| pidfd_open(pid, PidfdFlags::empty()))
 }
 
 /// What happens while a daemon is waited for that ends the waiting.
@@ -106,7 +126,7 @@ impl Daemon {
         let mut child = command.spawn().map_err(failed)?;
         // It holds the daemon's end: without this, the daemon's death would go unnoticed.
         drop(command);
-        let pidfd = match pidfd_open(pid_of(&child), PidfdFlags::empty()) {
+        let first_thread = match first_thread(&child) {
             Ok(pidfd) => pidfd,
             Err(errno) => {
                 let _ = child.kill();
@@ -116,7 +136,7 @@ impl Daemon {
         };
         let mut daemon = Self {
             child,
-            pidfd,
+            first_thread,
             link,
             version: String::new(),
             since: Instant::now(),
@@ -155,7 +175,7 @@ impl Daemon {
         let waited = ready(
             [
                 self.link.as_fd(),
-                self.pidfd.as_fd(),
+                self.first_thread.as_fd(),
                 interrupt.descriptor(),
             ],
             Some(end),
@@ -214,34 +234,64 @@ impl Daemon {
 
     /// Readable when the daemon has something to say; and when it is gone.
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.link.as_fd(), self.pidfd.as_fd()]
+        [self.link.as_fd(), self.first_thread.as_fd()]
     }
 
     /// How it ended, if it has.
-    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+    fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
     /// Waits for its end.
     pub(super) fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let _ = ready([self.pidfd.as_fd()], Some(Instant::now() + patience));
-        self.ended()
+        let _ = ready([self.first_thread.as_fd()], Some(Instant::now() + patience));
+        let end = Instant::now() + FULL_END;
+        loop {
+            let status = self.status();
+            if status.is_some() || Instant::now() > end {
+                return status;
+            }
+            std::thread::sleep(MOMENT);
+        }
     }
 
-    /// Has it end without unmounting. When this returns it reads no more requests.
-    pub(super) fn retire(mut self, patience: Duration) {
+    /// Has it end without unmounting, as [`Daemon::end`] does.
+    pub(super) fn retire(mut self, patience: Duration) -> Option<HalfDead> {
         if self.link.send(&ToDaemon::Retire, None).is_ok() {
             self.wait(patience);
         }
         // What it had under way is asked for again.
-        self.kill();
+        self.end()
     }
 
-    /// Ends it in the way that cannot be refused.
+    /// Ends it in the way that cannot be refused. When this returns it takes no more requests.
+    pub(super) fn end(mut self) -> Option<HalfDead> {
+        self.kill();
+        match self.status() {
+            Some(_) => None,
+            None => Some(HalfDead(self.child.id())),
+        }
+    }
+
+    /// Makes it begin to end.
     pub(super) fn kill(&mut self) {
-        if self.ended().is_none() {
-            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = self.child.wait();
+        if self.status().is_some() {
+            return;
+        }
+        let _ = self.child.kill();
+        let mut stuck = 0;
+        // A thread that is to be killed never runs again. One that is in the kernel is done with
+        // it at once, or waits there for something else than a request.
+        while self.status().is_none() && stuck < 3 {
+            let pid = self.child.id();
+            let threads = threads(pid);
+            let waits = |state: &u8| matches!(state, b'D' | b'Z' | b'X');
+            stuck = if threads.iter().all(waits) {
+                stuck + 1
+            } else {
+                0
+            };
+            std::thread::sleep(MOMENT);
         }
     }
 }
@@ -252,6 +302,28 @@ impl Drop for Daemon {
     }
 }
 
-fn pid_of(child: &Child) -> Pid {
-    Pid::from_child(child)
+/// A daemon that takes no more requests, and ends when those are answered that it had taken.
+#[derive(Debug)]
+pub(super) struct HalfDead(u32);
+
+impl HalfDead {
+    /// Whether it has ended now.
+    pub(super) fn has_ended(&self) -> bool {
+        let pid = i32::try_from(self.0).ok().and_then(Pid::from_raw);
+        let ended = rustix::process::waitpid(pid, WaitOptions::NOHANG);
+        !matches!(ended, Ok(None))
+    }
+}
+
+/// The states of a process's threads, as letters.
+fn threads(pid: u32) -> Vec<u8> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let stat = std::fs::read(entry.path().join("stat")).ok()?;
+            let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+            stat.get(name_end + 2).copied()
+        })
+        .collect()
 }

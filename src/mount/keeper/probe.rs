@@ -47,13 +47,10 @@ impl Probe {
         self.next
     }
 
-    /// Whether the mount on `dir` has not answered for `limit`. Starts and ends processes as needed,
-    /// and never waits.
+    /// Whether the mount on `dir` has not answered for `limit`. To be called when it is due; starts a
+    /// process if none is under way, and never waits.
     pub(super) fn is_stuck(&mut self, program: &Program, dir: &Path, limit: Duration) -> bool {
         let now = Instant::now();
-        if now < self.next {
-            return false;
-        }
         self.next = now + self.interval;
         if let Some((child, since)) = &mut self.running {
             match child.try_wait() {
