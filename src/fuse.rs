@@ -30,12 +30,11 @@ use fuser::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use crate::error::Error;
 use crate::fs::tree::{Attr, Directory, FOREVER, Kind, epoch};
-use crate::fs::{Answer, Found, Fs, Invalidate};
+use crate::fs::{Answer, Found, Fs};
 use crate::metrics::Counter;
 
 /// Largest READ and WRITE, which also bounds the pages of a request: 256 pages.
@@ -269,53 +268,6 @@ impl Clone for Fuse {
             ..*self
         }
     }
-}
-
-/// Carries out requests to drop caches, each kind on a thread of its own: waiting for a page that is
-/// being read must not hold up the move of a symlink. Ends when nobody can send requests any more.
-///
-/// # Errors
-///
-/// When no thread can be started.
-pub fn spawn_invalidation(
-    notifier: &fuser::Notifier,
-    mut requests: UnboundedReceiver<Invalidate>,
-) -> io::Result<()> {
-    let (urgent, urgent_requests) = std::sync::mpsc::channel::<Invalidate>();
-    let (other, other_requests) = std::sync::mpsc::channel::<Invalidate>();
-    for (name, receiver) in [
-        ("invalidate-1", urgent_requests),
-        ("invalidate-2", other_requests),
-    ] {
-        let notifier = notifier.clone();
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                for Invalidate { ino, done } in receiver {
-                    if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                        debug!(ino, %error, "the kernel did not drop its cache");
-                    }
-                    if let Some(done) = done {
-                        let _ = done.send(());
-                    }
-                }
-            })?;
-    }
-    std::thread::Builder::new()
-        .name("invalidate".to_owned())
-        .spawn(move || {
-            while let Some(request) = requests.blocking_recv() {
-                let queue = if request.done.is_some() {
-                    &urgent
-                } else {
-                    &other
-                };
-                if queue.send(request).is_err() {
-                    return;
-                }
-            }
-        })?;
-    Ok(())
 }
 
 fn reply_entry(edge: &Fuse, found: Result<Found, Errno>, reply: ReplyEntry) {

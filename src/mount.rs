@@ -27,8 +27,10 @@ pub mod daemon;
 pub mod demo;
 mod device;
 mod error;
+pub mod fdstore;
 pub mod helper;
 mod holders;
+pub mod invalidate;
 pub mod keeper;
 pub mod mountinfo;
 mod point;
@@ -43,7 +45,9 @@ pub use error::{Failure, MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
 pub use point::{MARKER, MountPoint};
-pub use session::{Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept};
+pub use session::{
+    Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept, stay_stored,
+};
 pub use unmount::{How, Unmounted, unmount_command};
 
 /// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.

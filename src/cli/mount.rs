@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::failure::Failure;
 use super::logging::{self, Target, Verbosity};
 use super::shared::{Context, SourceArgs, given, runtime};
+use crate::config::service::ServiceManager;
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
 use crate::mount::background::{self, Starter, Supervisor};
 use crate::mount::demo::Demo;
+use crate::mount::fdstore::Store;
 use crate::mount::helper::{self, HelperCall, Setting};
-use crate::mount::{self, Ending, MountOptions, daemon, keeper, touch, upgrade};
+use crate::mount::{self, Ending, MountOptions, daemon, invalidate, keeper, touch, upgrade};
 use crate::paths::Directories;
 use crate::reference::Namespace;
 
@@ -45,6 +47,12 @@ pub(super) struct Args {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
+
+    /// Have the service manager keep the mount when this process ends, and go on with what it has
+    /// kept; without asking where systemd (254 or later) says that it can. Needs a unit with
+    /// Type=notify, FileDescriptorStoreMax= and KillMode=process
+    #[arg(long, requires = "foreground")]
+    fd_store: bool,
 
     /// Show sample bundles from a registry inside this program
     #[arg(long, conflicts_with_all = ["api_url", "offline"])]
@@ -119,6 +127,7 @@ pub(super) struct Plan {
     pub(super) options: MountOptions,
     pub(super) role: Role,
     pub(super) demo: bool,
+    pub(super) fd_store: bool,
     pub(super) verbosity: Verbosity,
     pub(super) context: Context,
 }
@@ -148,6 +157,7 @@ impl Plan {
                 (false, false) => Role::Starter,
             },
             demo: args.demo,
+            fd_store: args.fd_store,
             verbosity,
             context: Context::load(overrides, args.source.api_key())?,
         })
@@ -168,6 +178,7 @@ impl Plan {
             options: call.options,
             role,
             demo: false,
+            fd_store: false,
             verbosity: Verbosity::new(call.verbose.into(), false),
             context: Context::load(overrides, None)?,
         })
@@ -242,6 +253,10 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
         if command == touch::SUBCOMMAND {
             return Some(touch_mount(arguments.get(2)));
         }
+        if command == invalidate::SUBCOMMAND {
+            let wrong = |error| Failure::usage(format!("only for the daemon: {error}"));
+            return Some(invalidate::help().map_err(wrong));
+        }
         if command == keeper::probe::SUBCOMMAND {
             return Some(probe_mount(arguments.get(2)));
         }
@@ -310,7 +325,10 @@ pub(super) fn run(plan: Plan) -> Result<(), Failure> {
 fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
     match plan.role {
         Role::Starter => start(&plan, again),
-        Role::Foreground => serve(plan, None),
+        Role::Foreground => {
+            let supervisor = service_manager(&plan)?;
+            serve(plan, supervisor)
+        }
         Role::Daemon => {
             // First of all: it must not be done beside other threads.
             let supervisor = Supervisor::take_over().map_err(|error| {
@@ -319,6 +337,25 @@ fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
             serve(plan, Some(supervisor)).map_err(told)
         }
     }
+}
+
+/// The service manager, if it keeps mounts. First of all, as for other supervisors.
+fn service_manager(plan: &Plan) -> Result<Option<Supervisor>, Failure> {
+    let manager = ServiceManager::from_env();
+    let manager = manager.filter(|manager| {
+        !plan.demo && (plan.fd_store || manager.keeps || !manager.kept.is_empty())
+    });
+    let Some(manager) = manager else {
+        if plan.fd_store {
+            return Err(Failure::usage(
+                "--fd-store is for a service of Type=notify: nobody asks to be notified",
+            ));
+        }
+        return Ok(None);
+    };
+    let store = Store::take_over(manager)
+        .map_err(|error| Error::io("the service manager's descriptors", error))?;
+    Ok(Some(Supervisor::ServiceManager(store)))
 }
 
 /// Plays the keeper.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::Mounted;
 use super::error::{Failure, MountError, Result};
+use super::fdstore::Store;
 use super::keeper::{self, Ward};
 use super::mountinfo::{MountId, MountTable};
 use super::{touch, unmount};
@@ -254,13 +255,15 @@ fn read_line(socket: &UnixStream, end: Instant, line: &mut Vec<u8>) -> io::Resul
 #[derive(Debug)]
 pub struct Starter(UnixStream);
 
-/// Who has started this daemon in the background.
+/// Who has started this daemon and is not a person.
 #[derive(Debug)]
 pub enum Supervisor {
     /// Somebody who waits for one word.
     Starter(Starter),
     /// Somebody who has the mount.
     Keeper(Ward),
+    /// The service manager, which has the mount if one was made before.
+    ServiceManager(Store),
 }
 
 impl Supervisor {
@@ -270,6 +273,7 @@ impl Supervisor {
     ///
     /// When it was started by neither of them.
     pub fn take_over() -> io::Result<Self> {
+        be_known();
         match rustix::net::sockopt::socket_type(rustix::stdio::stdin())? {
             rustix::net::SocketType::SEQPACKET => Ward::take_over().map(Self::Keeper),
             _ => Starter::take_over().map(Self::Starter),
@@ -281,6 +285,7 @@ impl Supervisor {
         let _ = match self {
             Self::Starter(starter) => starter.failed(failure),
             Self::Keeper(ward) => ward.failed(failure),
+            Self::ServiceManager(_) => Ok(()),
         };
     }
 }
@@ -293,6 +298,7 @@ impl Starter {
     ///
     /// When the process was not started by [`start`]: its standard input is no socket.
     pub fn take_over() -> io::Result<Self> {
+        be_known();
         let stdin = rustix::stdio::stdin();
         let kind = rustix::net::sockopt::socket_type(stdin)?;
         if kind != rustix::net::SocketType::STREAM {
@@ -346,6 +352,12 @@ impl Starter {
         line.push(b'\n');
         self.0.write_all(&line)
     }
+}
+
+/// Gives this process its name in lists of processes: one that is started from a descriptor is known
+/// by that descriptor's number.
+pub(super) fn be_known() {
+    let _ = rustix::thread::set_name(c"musherfs");
 }
 
 pub(super) fn null() -> io::Result<File> {

@@ -20,12 +20,13 @@ use tracing::{debug, info, warn};
 
 use super::background::Supervisor;
 use super::control::{self, Control};
+use super::fdstore::Store;
 use super::keeper::{Given, Orders};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{mount_and_serve, resume, serve, stay, stay_kept, touch};
+use super::{invalidate, mount_and_serve, resume, serve, stay, stay_kept, stay_stored, touch};
 use crate::client::Client;
 use crate::fs::{self, Fs};
-use crate::fuse::{self, Fuse, Handshake};
+use crate::fuse::{Fuse, Handshake};
 
 /// How long a mount may take to be warmed up by another process.
 const WARM_UP: Duration = Duration::from_secs(10);
@@ -87,6 +88,28 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
                     Err(error)
                 }
             }
+        }
+        Some(Supervisor::ServiceManager(mut store)) => {
+            // A hangup is for programs at a terminal.
+            let mut signals = listen(true)?;
+            let given = store.given(&plan.dir);
+            let is_new = given.is_none();
+            let agreed_before = given.as_ref().and_then(|given| given.handshake);
+            let origin = given.map_or(Origin::New, Origin::Given);
+            let started = start(plan, origin).await?;
+            if is_new {
+                let kept = match started.handshake {
+                    Some(handshake) => store.keep(&started.mounted, handshake),
+                    None => Err(io::Error::other("nothing was agreed on")),
+                };
+                if let Err(error) = kept {
+                    warn!(%error, "the service manager does not keep the mount");
+                }
+                warm_up_elsewhere(started.mounted.dir());
+            }
+            let handshake = agreed_before.or(started.handshake);
+            let may_retire = handshake.is_some_and(|handshake| handshake.can_resend());
+            started.stay_stored(&mut signals, &store, may_retire).await
         }
         Some(Supervisor::Keeper(ward)) => {
             let mut signals = listen(true)?;
@@ -175,8 +198,8 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     let (mounted, serving) = serving
         .await
         .unwrap_or_else(|lost| Err(MountError::io("a task", io::Error::other(lost))))?;
-    if let Err(error) = fuse::spawn_invalidation(&serving.notifier(), requests) {
-        warn!(%error, "no thread for invalidation: symlinks that move are seen late");
+    if let Err(error) = invalidate::spawn(touch::this_program, &mounted, requests) {
+        warn!(%error, "no helper for invalidation: symlinks that move are seen late");
     }
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");
@@ -201,6 +224,23 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
 impl Started {
     async fn stay(self, mut signals: StopSignals) -> super::Result<Ending> {
         let ending = stay(self.mounted, &self.serving, &mut signals).await;
+        end(self.tasks).await;
+        ending
+    }
+
+    async fn stay_stored(
+        self,
+        signals: &mut StopSignals,
+        store: &Store,
+        may_retire: bool,
+    ) -> super::Result<Ending> {
+        let ending = stay_stored(self.mounted, &self.serving, signals, may_retire).await;
+        if !matches!(
+            ending,
+            Ok(Ending::Retired) | Err(MountError::Session { .. })
+        ) {
+            store.clear();
+        }
         end(self.tasks).await;
         ending
     }

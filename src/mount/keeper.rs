@@ -51,6 +51,7 @@ pub(crate) use door::Request;
 pub(crate) use door::ask as ask_door;
 pub use door::{Kept, find};
 use link::ToKeeper;
+pub(crate) use link::{Held, Link};
 pub use ward::{Given, Order, Orders, Serving, Ward};
 
 /// What a keeper is told by whoever starts it.
@@ -328,8 +329,7 @@ impl Keeper {
 
     /// What the daemon says, if it says anything; and its end. Returns why it wants to stop.
     fn hear_daemon(&mut self) -> Option<String> {
-        let daemon = self.daemon.as_mut()?;
-        match daemon.message() {
+        match self.daemon.as_ref()?.message() {
             Some(ToKeeper::Stop { signal }) => return Some(signal),
             Some(other) => {
                 warn!(message = ?other, "an unexpected word from the daemon");
@@ -337,20 +337,26 @@ impl Keeper {
             }
             None => {}
         }
+        self.lose_daemon();
+        None
+    }
+
+    /// Ends the daemon, if it has not ended, and has another one started.
+    fn lose_daemon(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else {
+            return;
+        };
         // Whoever closes the conversation is about to end, and if not, is of no use any more.
         let status = daemon.wait(FAREWELL);
         let lived = daemon.since.elapsed();
         let pid = daemon.pid();
-        if let Some(daemon) = self.daemon.take() {
-            self.half_dead.extend(daemon.end());
-        }
+        self.half_dead.extend(daemon.end());
         self.due = Instant::now();
         if self.mounted.is_connected() {
             let delay = self.postpone(lived);
             let status = status.map_or("about to end".to_owned(), |s| s.to_string());
             warn!(pid, status, ?delay, "the daemon is gone; starting another");
         }
-        None
     }
 
     /// After a daemon that served for `lived`. Returns after how long the next one is started.
@@ -432,6 +438,7 @@ impl Keeper {
                 "the mount does not answer: killing the daemon"
             );
             daemon.kill();
+            self.lose_daemon();
         }
     }
 

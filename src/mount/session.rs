@@ -14,7 +14,7 @@ use super::error::{MountError, Result};
 use super::holders::Holder;
 use super::keeper::{Order, Orders};
 use super::unmount::{How, Unmounted};
-use super::{MountOptions, MountPoint};
+use super::{MountOptions, MountPoint, fdstore};
 
 /// How long those who still use a detached mount are served before the daemon ends: enough to
 /// finish a read, short against what service managers wait before they kill.
@@ -260,6 +260,34 @@ pub async fn stay_kept(
             },
         }
     }
+}
+
+/// Serves while the service manager has the mount: a signal unmounts it, unless it comes because the
+/// service is being restarted and the kernel can repeat requests (`may_retire`).
+///
+/// # Errors
+///
+/// As [`stay`], but that the mount is still there after a session that failed.
+pub async fn stay_stored(
+    mounted: Mounted,
+    serving: &Serving,
+    signals: &mut StopSignals,
+    may_retire: bool,
+) -> Result<Ending> {
+    let dir = mounted.dir().to_owned();
+    let signal = tokio::select! {
+        ended = serving.ended() => return match ended {
+            Ok(()) => Ok(Ending::UnmountedOutside),
+            Err(source) => Err(MountError::Session { path: dir, source }),
+        },
+        signal = signals.next() => signal,
+    };
+    if may_retire && blocking(|| Ok(fdstore::is_restarting())).await? {
+        info!(dir = %dir.display(), signal, "the next daemon of this service takes over");
+        return Ok(Ending::Retired);
+    }
+    info!(dir = %dir.display(), signal, "stopping");
+    stop(mounted, serving, signals).await
 }
 
 /// Unmounting may wait for other processes and scans `/proc`: not on a runtime thread.

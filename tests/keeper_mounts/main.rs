@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod house;
+mod manager;
 mod readers;
 #[path = "../support/mod.rs"]
 mod support;
@@ -15,12 +16,14 @@ use std::time::{Duration, Instant};
 
 use musherfs::mount::keeper::{self, Invocation, Plan, Timing};
 use musherfs::mount::{MountOptions, background};
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
 use house::{
     DEADLINE, House, PROGRAM, await_end, await_some, can_mount, inode, kill, private_memory,
     publish,
 };
+use manager::Manager;
 use readers::{finish_all, start_many};
 use support::registry::RouteKind;
 
@@ -198,11 +201,12 @@ fn an_aborted_connection_ends_all_and_leaves_no_dead_mount() {
         .iter()
         .find(|mount| mount.mountpoint == house.dir)
         .unwrap();
-    let abort = format!("/sys/fs/fuse/connections/{}/abort", row.id.device.minor);
-    if fs::write(&abort, "1").is_err() {
-        support::fuse::skip("fusectl is not mounted");
-        return;
-    }
+    // It may not be mounted where it belongs.
+    let control = tempfile::tempdir().unwrap();
+    rustix::mount::mount("none", control.path(), "fusectl", MountFlags::empty(), None).unwrap();
+    let abort = format!("{}/abort", row.id.device.minor);
+    fs::write(control.path().join(abort), "1").unwrap();
+    rustix::mount::unmount(control.path(), UnmountFlags::DETACH).unwrap();
     await_end(kept.keeper);
     assert!(!house.is_mounted());
 }
@@ -406,6 +410,71 @@ fn wrong_settings_are_told_before_anything_is_mounted() {
     let message = text(&output.stderr);
     assert_eq!(message.matches("error:").count(), 1, "{message}");
     assert!(!house.is_mounted());
+}
+
+#[test]
+fn a_service_goes_on_with_what_its_manager_has_kept() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let mut manager = Manager::new(&house);
+    manager.set_jobs("No jobs running.");
+    manager.start();
+    manager.await_kept(2);
+    assert!(keeper::find(&house.runtime()).unwrap().is_empty());
+    let (path, bytes) = house.file(7);
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+
+    let readers = start_many(&house, 8, seed());
+    for _ in 0..5 {
+        assert!(!manager.end(Signal::KILL).success());
+        manager.start();
+        // The next one is not killed before it serves.
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        rustix::fs::statfs(&house.dir).unwrap();
+    }
+    if manager.group.is_some() {
+        manager.set_jobs("12 musherfs-test.service restart running");
+        for _ in 0..3 {
+            assert!(manager.end(Signal::TERM).success());
+            assert!(house.is_mounted());
+            assert_eq!(manager.kept(), 2);
+            manager.start();
+            rustix::fs::statfs(&house.dir).unwrap();
+        }
+    } else {
+        support::fuse::skip("restarting a service: no control group can be made");
+    }
+    let seen = finish_all(readers);
+    eprintln!(
+        "{} operations, the slowest {} ms",
+        seen.operations, seen.slowest
+    );
+
+    manager.set_jobs("13 musherfs-test.service stop running");
+    assert!(manager.end(Signal::TERM).success());
+    assert!(!house.is_mounted());
+    manager.await_kept(0);
+}
+
+#[test]
+fn a_kept_mount_that_was_unmounted_meanwhile_is_mounted_anew() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let mut manager = Manager::new(&house);
+    manager.start();
+    manager.await_kept(2);
+    manager.end(Signal::KILL);
+    // Lazily: the process that teaches the kernel may be waiting in it.
+    rustix::mount::unmount(&house.dir, UnmountFlags::DETACH).unwrap();
+    manager.start();
+    await_some("the mount", || house.is_mounted().then_some(()));
+    let (path, bytes) = house.file(8);
+    assert_eq!(fs::read(path).unwrap(), bytes);
+    manager.await_kept(2);
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -56,7 +56,7 @@ impl Reader {
             .args([
                 "--mount",
                 "--propagation",
-                "private",
+                "slave",
                 "sh",
                 "-c",
                 script,

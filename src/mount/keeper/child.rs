@@ -16,9 +16,6 @@ use super::link::{Held, Link, NUMBERS, PROTOCOL, ToDaemon, ToKeeper, ready};
 use crate::fuse::Handshake;
 use crate::mount::{Failure, MountError, Mounted, Result};
 
-/// How long the other threads of a process whose first thread has ended may take.
-const FULL_END: Duration = Duration::from_millis(20);
-
 /// Between two looks at something that happens at once.
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -64,28 +61,19 @@ impl Program {
 
 /// A daemon; killed on drop.
 ///
-/// A thread that has the kernel drop the pages of a file waits, and cannot be killed, until those
-/// that are being read have been answered. So a daemon that is killed may stay, half dead, until the
-/// next one has answered, and its end must not be waited for: what counts is that it takes no more
-/// requests. Its first thread's end is what is noticed.
+/// A thread that waits in the kernel, for a disk that hangs, cannot be killed, and a process has not
+/// ended before its last thread has. So the end of a daemon is not waited for when it must be ended:
+/// what counts is that it takes no more requests.
 #[derive(Debug)]
 pub(super) struct Daemon {
     child: Child,
-    /// Readable when the first thread is gone.
-    first_thread: OwnedFd,
+    /// Readable when it has ended.
+    pidfd: OwnedFd,
     link: Link,
     /// The program's version.
     pub(super) version: String,
     /// Since when it serves.
     pub(super) since: Instant,
-}
-
-/// Has a descriptor stand for a thread (Linux 6.9), not for a process.
-const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
-
-fn first_thread(child: &Child) -> rustix::io::Result<OwnedFd> {
-    let pid = Pid::from_child(child);
-    pidfd_open(pid, PIDFD_THREAD).or_else(|_| pidfd_open(pid, PidfdFlags::empty()))
 }
 
 /// What happens while a daemon is waited for that ends the waiting.
@@ -126,7 +114,7 @@ impl Daemon {
         let mut child = command.spawn().map_err(failed)?;
         // It holds the daemon's end: without this, the daemon's death would go unnoticed.
         drop(command);
-        let first_thread = match first_thread(&child) {
+        let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(errno) => {
                 let _ = child.kill();
@@ -136,7 +124,7 @@ impl Daemon {
         };
         let mut daemon = Self {
             child,
-            first_thread,
+            pidfd,
             link,
             version: String::new(),
             since: Instant::now(),
@@ -175,7 +163,7 @@ impl Daemon {
         let waited = ready(
             [
                 self.link.as_fd(),
-                self.first_thread.as_fd(),
+                self.pidfd.as_fd(),
                 interrupt.descriptor(),
             ],
             Some(end),
@@ -234,7 +222,7 @@ impl Daemon {
 
     /// Readable when the daemon has something to say; and when it is gone.
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.link.as_fd(), self.first_thread.as_fd()]
+        [self.link.as_fd(), self.pidfd.as_fd()]
     }
 
     /// How it ended, if it has.
@@ -244,15 +232,8 @@ impl Daemon {
 
     /// Waits for its end.
     pub(super) fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let _ = ready([self.first_thread.as_fd()], Some(Instant::now() + patience));
-        let end = Instant::now() + FULL_END;
-        loop {
-            let status = self.status();
-            if status.is_some() || Instant::now() > end {
-                return status;
-            }
-            std::thread::sleep(MOMENT);
-        }
+        let _ = ready([self.pidfd.as_fd()], Some(Instant::now() + patience));
+        self.status()
     }
 
     /// Has it end without unmounting, as [`Daemon::end`] does.

@@ -19,7 +19,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -94,11 +94,6 @@ impl Held {
         let dir = PathBuf::from(OsString::from_vec(self.dir));
         (Mounted::from_parts(fd, dir, self.id), self.handshake)
     }
-
-    /// Where it was mounted.
-    pub(crate) fn dir(&self) -> &Path {
-        Path::new(std::ffi::OsStr::from_bytes(&self.dir))
-    }
 }
 
 /// One end of the conversation.
@@ -128,6 +123,10 @@ impl Link {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         Ok(Self(stdin.try_clone_to_owned()?))
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     /// Sends a message, and a descriptor along with it.

@@ -21,6 +21,7 @@ pub const SUBCOMMAND: &str = "__statfs";
 ///
 /// What the filesystem or the kernel says.
 pub fn ask(dir: &OsStr) -> io::Result<()> {
+    super::super::background::be_known();
     rustix::fs::statfs(dir)?;
     Ok(())
 }
