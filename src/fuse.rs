@@ -804,3 +804,74 @@ impl Filesystem for Fuse {
         reply.error(Errno::EROFS);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fs;
+    use crate::metrics::Metrics;
+    use crate::reference::HostId;
+    use crate::resolve::{self, Resolver};
+    use crate::store::journal::Journal;
+    use crate::store::{self, Policy, Store};
+
+    fn edge(cache: &Path, timeout: Duration) -> Fuse {
+        let host: HostId = "api.musher.dev".parse().unwrap();
+        let cache = Arc::new(Cache::new(cache.to_owned()));
+        let (metrics, journal) = (Arc::new(Metrics::default()), Arc::new(Journal::in_memory()));
+        let resolver = Resolver::new(resolve::Settings {
+            host: host.clone(),
+            cache: Arc::clone(&cache),
+            sources: Vec::new(),
+            namespaces: Vec::new(),
+            local_packs: false,
+            respect_removal: false,
+            timeout,
+            metrics: Arc::clone(&metrics),
+        });
+        let store = Store::new(store::Settings {
+            host,
+            cache,
+            sources: Vec::new(),
+            journal: Arc::clone(&journal),
+            state_dir: None,
+            policy: Policy {
+                metadata_timeout: timeout,
+                content_timeout: timeout,
+                ..Policy::default()
+            },
+            metrics: Arc::clone(&metrics),
+        });
+        let fs = Fs::new(fs::Settings {
+            resolver,
+            store,
+            journal,
+            user_xattr: false,
+            metrics,
+        });
+        Fuse::new(fs, Handle::current(), (0, 0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_was_lost_below_is_answered_and_counted_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let edge = edge(dir.path(), Duration::from_secs(10));
+        for operation in ["lookup", "read"] {
+            let (sender, answered) = oneshot::channel();
+            let started = tokio::time::Instant::now();
+            edge.answer(
+                operation,
+                INodeNo(1),
+                || Answer::<()>::Later(Box::pin(std::future::pending())),
+                move |_, answer| assert!(sender.send(answer).is_ok()),
+            );
+            let answer = answered.await.unwrap();
+            assert_eq!(answer.unwrap_err().code(), libc::ETIMEDOUT);
+            assert_eq!(started.elapsed(), Duration::from_secs(10) + GRACE);
+        }
+        assert_eq!(edge.fs.metrics().get(Counter::Overdue), 2);
+    }
+}

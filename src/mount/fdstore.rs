@@ -203,8 +203,8 @@ pub(super) fn is_restarting() -> bool {
 
 /// The innermost service of a process whose `/proc/PID/cgroup` is `groups`.
 fn unit_of(groups: &str) -> Option<&str> {
-    let parts = groups.lines().flat_map(|line| line.split('/'));
-    parts.filter(|part| part.ends_with(".service")).last()
+    let mut parts = groups.lines().flat_map(|line| line.split('/'));
+    parts.rfind(|part| part.ends_with(".service"))
 }
 
 /// Whether the table of jobs has one that starts `unit`. While it stops, a restart is still called

@@ -53,14 +53,15 @@ pub(crate) fn content(path: &str) -> Vec<u8> {
         2 => state % 40_000,
         _ => state % 300_000,
     };
-    let mut bytes = Vec::with_capacity(size as usize + 16);
-    while bytes.len() < size as usize {
+    let size = usize::try_from(size).unwrap();
+    let mut bytes = Vec::with_capacity(size + 16);
+    while bytes.len() < size {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         bytes.extend(format!("{state:016x}").into_bytes());
     }
-    bytes.truncate(size as usize);
+    bytes.truncate(size);
     bytes
 }
 
@@ -140,7 +141,12 @@ impl House {
     }
 
     pub(crate) fn mount(&self) {
-        let output = self.run(self.mount_arguments());
+        self.mount_with(&[]);
+    }
+
+    pub(crate) fn mount_with(&self, options: &[&str]) {
+        let mut command = self.command(self.mount_arguments());
+        let output = command.args(options).output().unwrap();
         assert!(
             output.status.success(),
             "{}",

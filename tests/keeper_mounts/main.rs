@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+mod bounded;
 mod house;
 mod manager;
 mod readers;
@@ -73,8 +74,9 @@ fn killing_the_daemon_again_and_again_costs_readers_a_pause_and_nothing_else() {
         random ^= random >> 7;
         random ^= random << 17;
         std::thread::sleep(Duration::from_millis(random % 900));
-        kill(house.daemon(), Signal::KILL);
-        kills += 1;
+        // It may have been dead already.
+        let killed = rustix::process::kill_process(house::pid(house.daemon()), Signal::KILL);
+        kills += u32::from(killed.is_ok());
     }
     let seen = finish_all(readers);
     let kept = house.kept();
@@ -357,6 +359,77 @@ fn a_daemon_that_does_not_answer_is_replaced() {
     assert_eq!(fs::read(path).unwrap(), bytes);
     await_end(stuck);
     assert_eq!(house.kept().restarts, 1);
+}
+
+#[test]
+fn a_plain_users_mount_outlives_its_daemon_too() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let base = tempfile::tempdir().unwrap();
+    let (file, bytes) = (house::file_name(1), house.file(1).1);
+    fs::write(base.path().join("expected"), bytes).unwrap();
+    // In a mount namespace of its own, so that the machine's /dev/fuse keeps its mode, and
+    // everything mounted here goes with the processes.
+    let outer = r#"
+        set -e
+        mkdir "$1/dev" "$1/home"
+        mount -t tmpfs -o mode=0755 none "$1/dev"
+        mknod "$1/dev/fuse" c 10 229
+        chmod 0666 "$1/dev/fuse"
+        mount --bind "$1/dev/fuse" /dev/fuse
+        cp "$2" "$1/musherfs"
+        chmod 0755 "$1" "$1/musherfs" "$1/expected"
+        chown 65534:65534 "$1/home"
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c "$INNER" sh "$1" "$3" "$4"
+    "#;
+    let inner = r#"
+        set -e
+        command -v fusermount3 > /dev/null || exit 77
+        export HOME="$1/home" MUSHER_HOME="$1/home/m"
+        "$1/musherfs" mount --api-url "$2" "$HOME/mnt"
+        daemon() { pgrep -n -f "$HOME/mnt --__daemon"; }
+        for round in 1 2 3; do
+            former=$(daemon)
+            kill -9 "$former"
+            cmp "$1/expected" "$HOME/mnt/acme/kit@1.0.0/$3"
+            stat -f "$HOME/mnt" > /dev/null
+            test "$(daemon)" != "$former"
+        done
+        "$1/musherfs" upgrade "$HOME/mnt"
+        cmp "$1/expected" "$HOME/mnt/acme/kit@1.0.0/$3"
+        keeper=$(pgrep -n -f "$HOME/mnt --__keeper")
+        kill -TERM "$keeper"
+        while kill -0 "$keeper" 2> /dev/null; do sleep 0.01; done
+        ! grep -q "$HOME/mnt" /proc/self/mountinfo
+    "#;
+    let output = std::process::Command::new("unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            outer,
+            "sh",
+        ])
+        .arg(base.path())
+        .args([PROGRAM, &house.registry.url(), &file])
+        .env("INNER", inner)
+        .output()
+        .unwrap();
+    if output.status.code() == Some(77) {
+        support::fuse::skip("fusermount3 is not installed");
+        return;
+    }
+    assert!(
+        output.status.success(),
+        "{}: {}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
 }
 
 #[test]
