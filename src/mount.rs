@@ -48,7 +48,7 @@ pub use point::{MARKER, MountPoint};
 pub use session::{
     Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept, stay_stored,
 };
-pub use unmount::{How, Unmounted, unmount_command};
+pub use unmount::{How, Unmounted, unmount_command, unmount_dead};
 
 /// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -351,6 +351,9 @@ impl Keeper {
         let lived = daemon.since.elapsed();
         let pid = daemon.pid();
         self.half_dead.extend(daemon.end());
+        if let Some(door) = &self.door {
+            door.clear_after(pid);
+        }
         self.due = Instant::now();
         if self.mounted.is_connected() {
             let delay = self.postpone(lived);

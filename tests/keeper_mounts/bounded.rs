@@ -85,7 +85,10 @@ fn five_hundred_stuck_readers_end_at_their_deadline_and_delay_nobody() {
     let mut latest = Duration::ZERO;
     for reader in stuck {
         let (error, took) = reader.join().unwrap();
-        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
+        // Those at the end of the queue are told that the source has been given up on.
+        let told = [libc::ETIMEDOUT, libc::EHOSTUNREACH];
+        let errno = error.raw_os_error().unwrap();
+        assert!(told.contains(&errno), "{error}");
         latest = latest.max(took);
     }
     eprintln!("cached reads took {slowest:?} at most, stuck ones ended after {latest:?}");

@@ -265,6 +265,30 @@ fn when_both_are_killed_readers_are_released_and_umount_clears() {
 }
 
 #[test]
+fn clearing_up_takes_dead_mounts_away_and_no_others() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let clear = || {
+        let output = house.run(["umount", "--dead", house.dir.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    house.mount();
+    clear();
+    assert!(house.is_mounted());
+    let kept = house.kept();
+    kill(kept.keeper, Signal::KILL);
+    kill(kept.daemon.unwrap(), Signal::KILL);
+    await_end(kept.daemon.unwrap());
+    await_some("the dead mount's end", || {
+        clear();
+        (!house.is_mounted()).then_some(())
+    });
+    clear();
+}
+
+#[test]
 fn a_reader_waiting_for_a_download_is_answered_by_the_next_daemon() {
     if !can_mount() {
         return;

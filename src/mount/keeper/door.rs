@@ -77,6 +77,11 @@ impl Door {
         Ok(Self { listener, path })
     }
 
+    /// Clears up after a daemon that had no time to: its control socket.
+    pub(super) fn clear_after(&self, daemon: u32) {
+        let _ = fs::remove_file(self.path.with_file_name(format!("{daemon}.sock")));
+    }
+
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
