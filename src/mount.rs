@@ -9,12 +9,14 @@
 //!
 //! [`mount`] returns a descriptor of `/dev/fuse` that belongs to a mounted filesystem. Whoever
 //! holds it ([`Mounted`]) keeps the mount alive; [`serve`] answers requests from a duplicate and
-//! never unmounts. So holding can later move to a process that outlives the serving one.
+//! never unmounts. So a mount is held by a [`keeper`] or the service manager ([`fdstore`]), which
+//! outlive the process that serves; the next one goes on ([`mod@resume`]).
 //!
 //! What the rest relies on:
 //!
-//! * Nothing here touches the filesystem it mounts, except [`touch`], which runs in another
-//!   process than the serving one: a thread that waits in its own mount survives `kill -9`.
+//! * Nothing here touches the filesystem it mounts, except [`touch`] and [`keeper::probe`], nor waits
+//!   for the kernel on its account, except [`invalidate`], and these run in other processes than the
+//!   serving and the holding one: a thread that waits for its own mount survives `kill -9`.
 //! * Only our own mount is unmounted, known by its connection, device and mount number; never
 //!   what somebody else has mounted on the path meanwhile.
 //! * In the background ([`background`]), success is reported only after the mount has answered.
