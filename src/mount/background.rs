@@ -83,7 +83,7 @@ pub fn start<A: AsRef<OsStr>>(
     start_with(program, args, patience, b"")
 }
 
-/// Like [`start`], for a [`keeper`](super::keeper), which wants to be told its plan.
+/// Like [`start`], for a [`keeper`], which wants to be told its plan.
 ///
 /// # Errors
 ///
