@@ -15,7 +15,7 @@ const STUCK: usize = 500;
 const DEADLINE: Duration = Duration::from_secs(8);
 
 #[test]
-fn five_hundred_stuck_readers_end_at_their_deadline_and_delay_nobody() {
+fn five_hundred_stuck_readers_end_by_their_deadline_and_delay_nobody() {
     if !can_mount() {
         return;
     }
