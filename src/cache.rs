@@ -25,22 +25,25 @@
 //! All calls block on the disk, never on the network or on another process.
 
 mod blob;
+pub mod clean;
 mod dialect;
 mod dir;
 mod entry;
 mod scan;
 mod temp;
+pub mod verify;
 
 pub use blob::{Blob, BlobWriter};
 pub use entry::{CachedManifest, CachedRef};
 pub use scan::{BlobFile, EntryPlace, Usage};
+pub use temp::Gate;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -81,6 +84,11 @@ struct Shared {
     prepared: AtomicBool,
     /// Whether the log knows that the cache cannot be written.
     warned: AtomicBool,
+    /// Who decides whether the cache may grow; nobody, if it has no limit.
+    gate: OnceLock<Arc<dyn Gate>>,
+    /// Where the last blob was found, kept open: opening the root again for every blob was a tenth
+    /// of the time that a first read took.
+    blobs: Mutex<Option<Arc<Dir>>>,
 }
 
 impl Cache {
@@ -91,8 +99,15 @@ impl Cache {
                 root,
                 prepared: AtomicBool::new(false),
                 warned: AtomicBool::new(false),
+                gate: OnceLock::new(),
+                blobs: Mutex::default(),
             }),
         }
+    }
+
+    /// Has `gate` decide, from now on, whether this cache may grow. Only the first one counts.
+    pub fn set_gate(&self, gate: Arc<dyn Gate>) {
+        let _ = self.shared.gate.set(gate);
     }
 
     /// Where the cache is.
@@ -148,7 +163,7 @@ impl Cache {
         let mut document = Document::parse(json)
             .inspect_err(|error| miss(error))
             .ok()?;
-        document.fill_sizes(|digest| self.blob_size(digest));
+        document.fill_sizes(|digest| self.verified_size(digest));
         let manifest = document
             .into_manifest(version.clone())
             .inspect_err(|error| miss(error))
@@ -268,12 +283,27 @@ impl Cache {
 
     /// Opens a blob, to be read by position. Its bytes are **not verified**.
     pub fn open_blob(&self, digest: Digest) -> Option<File> {
+        let (prefixed, flat) = blob::names_of(digest);
+        let kept = self.kept_blobs().clone();
+        if let Some(file) = kept.and_then(|blobs| blobs.open_file(&prefixed).ok()) {
+            return Some(file);
+        }
+        // Not there, or the cache was removed and made anew: only the root's name tells.
         let root = Dir::open_root(self.root()).ok()?;
-        let (path, name) = blob::place_of(digest);
-        root.open_file(&format!("{path}/{name}"))
+        let blobs = root.open(blob::BLOBS).ok()?;
+        let file = blobs
+            .open_file(&prefixed)
             // Where mush 4.2.0 puts it.
-            .or_else(|_| root.open_file(&format!("{}/{name}", blob::BLOBS)))
-            .ok()
+            .or_else(|_| blobs.open_file(&flat))
+            .ok()?;
+        *self.kept_blobs() = Some(Arc::new(blobs));
+        Some(file)
+    }
+
+    fn kept_blobs(&self) -> MutexGuard<'_, Option<Arc<Dir>>> {
+        // Consistent whoever panicked with it: it is replaced as a whole.
+        let blobs = self.shared.blobs.lock();
+        blobs.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens mush 4.2.0's unpacked copy of a file. Its bytes are **not verified**, and it may be
@@ -288,6 +318,14 @@ impl Cache {
     /// The size of a blob in bytes, if it is there.
     pub fn blob_size(&self, digest: Digest) -> Option<u64> {
         Some(self.open_blob(digest)?.metadata().ok()?.len())
+    }
+
+    /// The size of a blob whose bytes are those that its name says. Hashes the whole blob: for
+    /// manifests that do not tell sizes, and would be wrong for ever if they took a damaged one's.
+    pub fn verified_size(&self, digest: Digest) -> Option<u64> {
+        let file = self.open_blob(digest)?;
+        let size = file.metadata().ok()?.len();
+        (blob::hash(&file).ok()? == digest).then_some(size)
     }
 
     /// Starts a blob of at most `limit` bytes. Nothing is created before the first byte comes.
@@ -340,21 +378,33 @@ impl Cache {
     /// As [`Cache::versions`], with the state that each entry had when it was fetched; without
     /// entries that are damaged before that point.
     pub fn versions_with_state(&self, host: &HostId, bundle: &BundleId) -> Vec<(Version, State)> {
-        let state = |version: &Version| {
-            spellings(host).find_map(|spelling| {
-                let dir = self.open_dir(&manifest_dir(&spelling, bundle)).ok()?;
-                let file = dir.open_file(&format!("{version}.json")).ok()?;
-                let entry = io::BufReader::new(file.take(MAX_MANIFEST));
-                Some(match dialect::read_state(entry)?.as_deref() {
-                    Some("yanked") => State::Yanked,
-                    _ => State::Published,
-                })
-            })
+        let state = |version: Version| {
+            let id = VersionRef {
+                bundle: bundle.clone(),
+                version,
+            };
+            self.state(host, &id).map(|state| (id.version, state))
         };
         self.versions(host, bundle)
             .into_iter()
-            .filter_map(|version| state(&version).map(|state| (version, state)))
+            .filter_map(state)
             .collect()
+    }
+
+    /// The state that the entry of `version` had when it was fetched; `None` without an entry, or if
+    /// it is damaged before that point.
+    pub fn state(&self, host: &HostId, version: &VersionRef) -> Option<State> {
+        spellings(host).find_map(|spelling| {
+            let dir = self
+                .open_dir(&manifest_dir(&spelling, &version.bundle))
+                .ok()?;
+            let file = dir.open_file(&format!("{}.json", version.version)).ok()?;
+            let entry = io::BufReader::new(file.take(MAX_MANIFEST));
+            Some(match dialect::read_state(entry)?.as_deref() {
+                Some("yanked") => State::Yanked,
+                _ => State::Published,
+            })
+        })
     }
 
     fn open_dir(&self, path: &str) -> io::Result<Dir> {
@@ -374,10 +424,18 @@ impl Cache {
         &self,
         dir: &str,
         name: &str,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        write: impl Fn(&mut dyn Write) -> io::Result<()>,
     ) -> Result<bool> {
         let attempt = || -> io::Result<bool> {
-            let mut temp = self.temp()?;
+            let mut temp = match self.shared.gate.get() {
+                None => self.temp()?,
+                // Written twice: the gate must know the size before the first byte.
+                Some(_) => {
+                    let mut size = Counted(0);
+                    write(&mut size)?;
+                    self.room(size.0)?
+                }
+            };
             let mut out =
                 io::BufWriter::with_capacity(64 * 1024, Bounded(temp.file(), MAX_MANIFEST));
             let written = write(&mut out).and_then(|()| out.flush());
@@ -406,6 +464,20 @@ impl Cache {
                 "the cache cannot be written: content is served without being kept"
             );
         }
+    }
+}
+
+/// Counts what it is given.
+struct Counted(u64);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -8,20 +8,34 @@
 //! * a reader that goes away (`| head`) ends the program quietly;
 //! * exit codes are those of the other Musher tools ([`failure::Exit`]).
 
+mod bugreport;
 mod cache;
 mod completions;
+mod doctor;
+mod events;
+mod export;
 pub mod failure;
+mod import;
+mod load;
+mod lock;
+mod log;
 pub mod logging;
 mod ls;
 mod man;
 mod mount;
+mod oci;
 mod output;
+mod pin;
+mod progress;
+mod publish;
 mod registry;
 mod resolve;
 mod shared;
 mod status;
 mod umount;
 mod upgrade;
+mod why;
+mod yank;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -73,6 +87,11 @@ Examples:
   cat /mnt/musher/acme/code-review/prompts/review.md
   musherfs umount
 
+If something is wrong:
+  musherfs why PATH                     what it is, where its bytes came from, or why it failed
+  musherfs doctor                       what keeps mounts from working, and what to do
+  musherfs status                       the running mounts
+
 Environment:
   MUSHER_API_KEY                        the API key; also found where `musher login` puts it
   MUSHER_API_URL                        the registry
@@ -96,8 +115,23 @@ enum Command {
     Upgrade(upgrade::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
+    Load(load::Args),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Pins(pin::PinsArgs),
+    Lock(lock::Args),
     Status(status::Args),
+    Why(why::Args),
+    Doctor(doctor::Args),
+    Bugreport(bugreport::Args),
+    Events(events::Args),
+    Log(log::Args),
     Cache(cache::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Publish(publish::Args),
+    Yank(yank::YankArgs),
+    Unyank(yank::UnyankArgs),
     Registry(registry::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -114,6 +148,12 @@ pub fn main() -> ExitCode {
 fn run(arguments: &[OsString]) -> Result<(), Failure> {
     if let Some(outcome) = mount::called_by_machine(arguments) {
         return outcome;
+    }
+    if let [_, first, rest @ ..] = arguments
+        && first == completions::SUBCOMMAND
+    {
+        completions::complete(rest);
+        return Ok(());
     }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -138,13 +178,73 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
             logging::init_command(verbosity)?;
             resolve::run(&args)
         }
+        Command::Load(args) => {
+            logging::init_command(verbosity)?;
+            load::run(&args)
+        }
+        Command::Pin(args) => {
+            logging::init_command(verbosity)?;
+            pin::pin(&args)
+        }
+        Command::Unpin(args) => {
+            logging::init_command(verbosity)?;
+            pin::unpin(&args)
+        }
+        Command::Pins(args) => {
+            logging::init_command(verbosity)?;
+            pin::pins(&args)
+        }
+        Command::Lock(args) => {
+            logging::init_command(verbosity)?;
+            lock::run(&args)
+        }
         Command::Status(args) => {
             logging::init_command(verbosity)?;
             status::run(&args)
         }
+        Command::Why(args) => {
+            logging::init_command(verbosity)?;
+            why::run(&args)
+        }
+        Command::Doctor(args) => {
+            logging::init_command(verbosity)?;
+            doctor::run(&args)
+        }
+        Command::Bugreport(args) => {
+            logging::init_command(verbosity)?;
+            bugreport::run(&args)
+        }
+        Command::Events(args) => {
+            logging::init_command(verbosity)?;
+            events::run(&args)
+        }
+        Command::Log(args) => {
+            logging::init_command(verbosity)?;
+            log::run(&args)
+        }
         Command::Cache(args) => {
             logging::init_command(verbosity)?;
             cache::run(&args)
+        }
+        Command::Export(args) => {
+            logging::init_command(verbosity)?;
+            export::run(&args)
+        }
+        Command::Import(args) => {
+            logging::init_command(verbosity)?;
+            import::run(&args)
+        }
+        Command::Publish(args) => {
+            logging::init_command(verbosity)?;
+            publish::run(&args)
+        }
+        Command::Yank(args) => {
+            logging::init_command(verbosity)?;
+            yank::yank(&args)
+        }
+        Command::Unyank(args) => {
+            logging::init_command(verbosity)?;
+            yank::unyank(&args)
         }
         Command::Registry(args) => {
             logging::init_command(args.verbosity(verbosity))?;

@@ -8,10 +8,12 @@
 //! ```yaml
 //! api:     { url: https://api.musher.dev }       # these are shared with the other Musher tools,
 //! network: { ca_cert_file: corporate.pem }       # whose other settings are left alone
+//! oci:     { registry_url: ghcr.io }
 //! mount:                                         # these are this program's own
 //!   namespaces: [acme, tools]
 //!   readahead: 4MiB
 //!   metadata_timeout: 10s
+//!   mirrors: [{ for: oci, url: "https://cache.example:5000", resolve: false }]
 //! ```
 //!
 //! Relative paths in the file start from the file's directory, others from the working directory.
@@ -54,6 +56,29 @@ pub fn command_line() -> Vec<OsString> {
 pub fn rust_log() -> Option<String> {
     let text = std::env::var_os("RUST_LOG")?;
     Some(text.to_string_lossy().into_owned()).filter(|text| !text.trim().is_empty())
+}
+
+/// The proxy variables that are set, without user names and passwords in them.
+pub fn proxies() -> Vec<(&'static str, String)> {
+    const NAMES: [&str; 8] = [
+        "https_proxy",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "HTTP_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+    ];
+    let set = NAMES.iter().filter_map(|name| {
+        let value = std::env::var_os(name)?.to_string_lossy().into_owned();
+        let shown = match value.rsplit_once('@') {
+            Some((_, host)) => format!("…@{host}"),
+            None => value.clone(),
+        };
+        (!value.is_empty()).then_some((*name, shown))
+    });
+    set.collect()
 }
 
 /// Who set a setting.
@@ -118,6 +143,13 @@ const CA_FILE: Names = names(
     "network.ca_cert_file",
 );
 const OCI_REGISTRY_URL: Names = names("--oci", "MUSHER_OCI_REGISTRY_URL", "oci.registry_url");
+const OCI_USER: Names = names("--oci-user", "MUSHERFS_OCI_USER", "mount.oci_user");
+const OCI_PASSWORD_FILE: Names = names(
+    "--oci-password-file",
+    "MUSHERFS_OCI_PASSWORD_FILE",
+    "mount.oci_password_file",
+);
+const MIRRORS: Names = names("--mirror", "MUSHERFS_MIRRORS", "mount.mirrors");
 const API_KEY_FILE: Names = names(
     "--api-key-file",
     "MUSHERFS_API_KEY_FILE",
@@ -150,24 +182,43 @@ const CONTENT_TIMEOUT: Names = names(
     "MUSHERFS_CONTENT_TIMEOUT",
     "mount.content_timeout",
 );
+const CACHE_MAX_SIZE: Names = names(
+    "--cache-max-size",
+    "MUSHERFS_CACHE_MAX_SIZE",
+    "mount.cache_max_size",
+);
+const LOCKED: Names = names("--locked", "MUSHERFS_LOCKED", "mount.locked");
 const THREADS_NAMES: Names = names("--threads", "MUSHERFS_THREADS", "mount.threads");
 
 /// The settings that the configuration file may have below `mount:`.
-const MOUNT_NAMES: [&Names; 13] = [
+const MOUNT_NAMES: [&Names; 18] = [
     &ALLOW_OTHER,
     &API_KEY_FILE,
+    &CACHE_MAX_SIZE,
     &CONTENT_TIMEOUT,
     &DENY_YANKED,
     &INSECURE_HTTP,
     &LOCAL_PACKS,
+    &LOCKED,
     &METADATA_TIMEOUT,
+    &MIRRORS,
     &NAMESPACES,
+    &OCI_PASSWORD_FILE,
+    &OCI_USER,
     &OFFLINE,
     &READAHEAD,
     &RESPECT_REMOVAL,
     &THREADS_NAMES,
     &USER_XATTR,
 ];
+
+/// What each setting is called: in the file, in the environment, on the command line.
+pub fn names_of_settings() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    [&API_URL, &CA_FILE, &OCI_REGISTRY_URL]
+        .into_iter()
+        .chain(MOUNT_NAMES)
+        .map(|names| (names.file, names.variable, names.flag))
+}
 
 /// What the command line says; `None` (or no namespaces) is nothing. `Some(false)` is a value, and
 /// wins over the environment and the file.
@@ -176,6 +227,10 @@ const MOUNT_NAMES: [&Names; 13] = [
 pub struct Overrides {
     pub api_url: Option<Url>,
     pub ca_file: Option<PathBuf>,
+    pub oci_registry_url: Option<Url>,
+    pub oci_user: Option<String>,
+    pub oci_password_file: Option<PathBuf>,
+    pub mirrors: Vec<value::Mirror>,
     pub api_key_file: Option<PathBuf>,
     pub insecure_http: Option<bool>,
     pub offline: Option<bool>,
@@ -189,11 +244,13 @@ pub struct Overrides {
     pub metadata_timeout: Option<Duration>,
     pub content_timeout: Option<Duration>,
     pub threads: Option<usize>,
+    pub cache_max_size: Option<u64>,
+    pub locked: Option<PathBuf>,
 }
 
 impl Overrides {
     /// Takes one mount option as it stands in `-o NAME[=VALUE]` and in fstab. `-` and `_` are the
-    /// same in names; a switch without a value is on; `namespace` may be repeated.
+    /// same in names; a switch without a value is on; `namespace` and `mirror` may be repeated.
     ///
     /// Returns whether there is a setting of that name.
     ///
@@ -209,6 +266,10 @@ impl Overrides {
         match name.replace('-', "_").as_str() {
             "api_url" => self.api_url = Some(value::url(required()?)?),
             "ca_file" => self.ca_file = Some(required()?.into()),
+            "oci" => self.oci_registry_url = Some(value::oci(required()?)?),
+            "oci_user" => self.oci_user = Some(required()?.to_owned()),
+            "oci_password_file" => self.oci_password_file = Some(required()?.into()),
+            "mirror" => self.mirrors.push(value::mirror(required()?)?),
             "api_key_file" => self.api_key_file = Some(required()?.into()),
             "insecure_http" => self.insecure_http = switch()?,
             "offline" => self.offline = switch()?,
@@ -221,6 +282,8 @@ impl Overrides {
             "readahead" => self.readahead = Some(value::size(required()?)?),
             "metadata_timeout" => self.metadata_timeout = Some(value::timeout(required()?)?),
             "content_timeout" => self.content_timeout = Some(value::timeout(required()?)?),
+            "cache_max_size" => self.cache_max_size = Some(value::size(required()?)?),
+            "locked" => self.locked = Some(required()?.into()),
             "threads" => self.threads = Some(value::threads(required()?)?),
             _ => return Ok(false),
         }
@@ -235,8 +298,14 @@ pub struct Config {
     pub api_url: Setting<Url>,
     /// PEM certificates that are trusted in addition to the system's.
     pub ca_file: Setting<Option<PathBuf>>,
-    /// The OCI registry of the other Musher tools' configuration.
+    /// The OCI registry, and in its path what stands before bundles' names.
     pub oci_registry_url: Setting<Option<Url>>,
+    /// The user's name for the OCI registry.
+    pub oci_user: Setting<Option<String>>,
+    /// The file that has the password for the OCI registry.
+    pub oci_password_file: Setting<Option<PathBuf>>,
+    /// Mirrors, the first to ask first.
+    pub mirrors: Setting<Vec<value::Mirror>>,
     /// The file that has the API key.
     pub api_key_file: Setting<Option<PathBuf>>,
     /// Whether http is allowed beyond this machine.
@@ -263,6 +332,10 @@ pub struct Config {
     pub content_timeout: Setting<Duration>,
     /// How many threads answer the kernel.
     pub threads: Setting<usize>,
+    /// What the cache may take of the disk, in bytes; 0 is without a limit.
+    pub cache_max_size: Setting<u64>,
+    /// The lockfile that says what exists.
+    pub locked: Setting<Option<PathBuf>>,
 }
 
 impl Config {
@@ -276,15 +349,32 @@ impl Config {
         Self::resolve(overrides, &|name| std::env::var_os(name), &file)
     }
 
+    /// The settings of a mount on a machine where nobody has set anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if `overrides` cannot be used.
+    pub fn without_surroundings(overrides: Overrides) -> Result<Self> {
+        Self::resolve(overrides, &|_| None, &File::default())
+    }
+
     fn resolve(flags: Overrides, env: Env<'_>, file: &File) -> Result<Self> {
         let from = Layers { env, file };
         let namespaces = Some(flags.namespaces).filter(|list| !list.is_empty());
+        let mirrors = Some(flags.mirrors).filter(|list| !list.is_empty());
         Ok(Self {
             api_url: from.pick(&API_URL, flags.api_url, value::url, || {
                 Url::parse(DEFAULT_API_URL).expect("the default is a URL")
             })?,
             ca_file: from.path(&CA_FILE, flags.ca_file)?,
-            oci_registry_url: from.optional(&OCI_REGISTRY_URL, None, value::url)?,
+            oci_registry_url: from.optional(
+                &OCI_REGISTRY_URL,
+                flags.oci_registry_url,
+                value::oci,
+            )?,
+            oci_user: from.optional(&OCI_USER, flags.oci_user, |text| Ok(text.to_owned()))?,
+            oci_password_file: from.path(&OCI_PASSWORD_FILE, flags.oci_password_file)?,
+            mirrors: from.pick(&MIRRORS, mirrors, value::mirrors, Vec::new)?,
             api_key_file: from.path(&API_KEY_FILE, flags.api_key_file)?,
             insecure_http: from.switch(&INSECURE_HTTP, flags.insecure_http)?,
             offline: from.switch(&OFFLINE, flags.offline)?,
@@ -309,6 +399,8 @@ impl Config {
                 value::timeout,
                 || DEFAULT_CONTENT_TIMEOUT,
             )?,
+            cache_max_size: from.pick(&CACHE_MAX_SIZE, flags.cache_max_size, value::size, || 0)?,
+            locked: from.path(&LOCKED, flags.locked)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);
                 cpus.clamp(*THREADS.start(), *THREADS.end())
@@ -318,6 +410,24 @@ impl Config {
 }
 
 impl Config {
+    /// Whether there is a Musher API: always, but when an OCI registry is named and no API is.
+    pub fn has_api(&self) -> bool {
+        self.oci_registry_url.is_none() || self.api_url.origin != Origin::Default
+    }
+
+    /// The registry that says which versions there are.
+    pub fn registry(&self) -> &Url {
+        match &*self.oci_registry_url {
+            Some(oci) if !self.has_api() => oci,
+            _ => &self.api_url,
+        }
+    }
+
+    /// What the cache may take of the disk, if that is limited.
+    pub fn cache_limit(&self) -> Option<u64> {
+        Some(*self.cache_max_size).filter(|limit| *limit > 0)
+    }
+
     /// The settings that somebody has set, for people: name, value, and who.
     pub fn explain(&self) -> Vec<(&'static str, String, &Origin)> {
         fn text<T: fmt::Debug>(value: &T) -> String {
@@ -328,6 +438,7 @@ impl Config {
             path.display().to_string()
         };
         let oci = self.oci_registry_url.as_ref().map(Url::to_string);
+        let mirrors: Vec<_> = self.mirrors.iter().map(|m| m.url.to_string()).collect();
         let all = [
             ("api_url", self.api_url.to_string(), &self.api_url.origin),
             ("ca_file", path(&self.ca_file), &self.ca_file.origin),
@@ -336,6 +447,17 @@ impl Config {
                 oci.unwrap_or_default(),
                 &self.oci_registry_url.origin,
             ),
+            (
+                "oci_user",
+                self.oci_user.value.clone().unwrap_or_default(),
+                &self.oci_user.origin,
+            ),
+            (
+                "oci_password_file",
+                path(&self.oci_password_file),
+                &self.oci_password_file.origin,
+            ),
+            ("mirrors", mirrors.join(","), &self.mirrors.origin),
             (
                 "api_key_file",
                 path(&self.api_key_file),
@@ -389,6 +511,12 @@ impl Config {
                 &self.content_timeout.origin,
             ),
             ("threads", text(&*self.threads), &self.threads.origin),
+            (
+                "cache_max_size",
+                text(&*self.cache_max_size),
+                &self.cache_max_size.origin,
+            ),
+            ("locked", path(&self.locked), &self.locked.origin),
         ];
         let set = |(_, _, origin): &(_, _, &Origin)| **origin != Origin::Default;
         all.into_iter().filter(set).collect()

@@ -14,6 +14,7 @@
 //! A key in a file that others can read is no secret, so such a file is not used, as in the other
 //! Musher tools. Keys are never printed: `Debug` of everything here hides them.
 
+pub mod docker;
 mod file;
 #[cfg(feature = "keyring")]
 mod keyring;
@@ -175,6 +176,15 @@ impl KeyChain {
         }
     }
 
+    /// The same without a key of the environment, for a registry that is not Musher's: that key is
+    /// there for all programs and not meant for just any host. One on the command line is.
+    #[must_use]
+    pub fn without_environment(mut self) -> Self {
+        self.given
+            .take_if(|(_, origin)| *origin == KeyOrigin::Environment);
+        self
+    }
+
     /// Looks the key up anew. May wait for the disk, and with the feature `keyring` for up to
     /// three seconds for the secret service: not for a thread that serves requests.
     ///
@@ -193,6 +203,14 @@ impl KeyChain {
     /// As [`Self::lookup`].
     pub fn origin(&self) -> Result<Option<KeyOrigin>> {
         Ok(self.find()?.map(|(_, origin)| origin))
+    }
+
+    /// Why files that might hold the key are not used: path and problem, never content.
+    pub fn problems(&self) -> Vec<String> {
+        self.files
+            .iter()
+            .filter_map(|file| file.problem())
+            .collect()
     }
 
     fn find(&self) -> Result<Option<(ApiKey, KeyOrigin)>> {

@@ -159,7 +159,7 @@ impl Error {
                 "check the spelling; a private bundle without a key looks absent too"
             }
             Self::Denied { .. } => {
-                "set MUSHER_API_KEY or --api-key-file to a key that may read this namespace"
+                "set MUSHER_API_KEY or --api-key-file to a key that may read this namespace, or `docker login` to an OCI registry"
             }
             Self::Yanked { .. } => "name another version, or mount without --deny-yanked",
             Self::WrongBytes { .. } => {

@@ -5,45 +5,51 @@
 //! must not wait spawns the future and goes on. All of it must be called within a tokio runtime.
 //!
 //! What the kernel has cached for ever has to be called back when it changes: the body of a symlink
-//! that moves, the listing of a namespace. The order is: change it here, tell the kernel (from a
-//! thread of its own, see [`Invalidate`]), and only then answer.
+//! that moves (`link`), the listing of a namespace (`listing`). The order is: change it here, tell
+//! the kernel (from a thread of its own, see [`Invalidate`]), and only then answer.
 
+mod explain;
+pub mod failures;
+pub mod in_flight;
 pub mod inode;
+mod link;
+mod listing;
 pub mod tree;
 mod xattr;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+pub use explain::{Explanation, Kind as ExplainedKind};
+
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::debug;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::metrics::{Counter, Metrics};
 use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
-use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Listing, Resolution, Resolver};
+use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Presence, Resolver};
 use crate::source::Deadline;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 
+use failures::Failures;
+use in_flight::InFlight;
 use inode::{Inodes, Name, Node, PROBE, ROOT, Tagged};
-use tree::{Attr, Directory, FOREVER, Kind, Listed, epoch};
+use tree::{Attr, FOREVER, Kind, epoch};
 
 /// What the file `/.musherfs` says.
 pub const PROBE_TEXT: &str = concat!("musherfs ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// Most failures that are kept for explanations.
-const MOST_FAILURES: usize = 256;
+/// How many moves somebody who listens may lag behind before the oldest are lost.
+const MOVES_KEPT: usize = 256;
 
 /// How often refs in use are looked over, and the cache's size is taken.
 const TICK: Duration = Duration::from_secs(30);
-
-/// How long an answer waits for the kernel to drop what it had cached.
-const INVALIDATION: Duration = Duration::from_secs(2);
 
 /// An answer, now or later.
 pub enum Answer<T> {
@@ -70,15 +76,18 @@ pub struct Invalidate {
     pub done: Option<oneshot::Sender<()>>,
 }
 
-/// A failed request, kept for explanations.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// The inode that was asked for; the parent's, for a lookup.
-    pub ino: u64,
-    /// When.
-    pub at: SystemTime,
-    /// Why.
-    pub error: Error,
+/// A moving name that points at another version than before, or that somebody asked for the
+/// first time in this session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The bundle.
+    pub bundle: BundleId,
+    /// The bare name, tag or range.
+    pub selector: Selector,
+    /// Where it pointed before; `None` the first time.
+    pub from: Option<Version>,
+    /// Where it points now.
+    pub to: Version,
 }
 
 /// Numbers for `df`.
@@ -104,20 +113,6 @@ pub struct Settings {
     pub metrics: Arc<Metrics>,
 }
 
-/// What the kernel was told about a symlink.
-struct Link {
-    target: Version,
-    mtime: SystemTime,
-    /// Becomes `true` when the kernel has dropped the previous body.
-    settled: watch::Receiver<bool>,
-}
-
-/// What the kernel was told about a mutable directory.
-struct Told<T> {
-    content: Arc<T>,
-    mtime: SystemTime,
-}
-
 /// One registry as a tree.
 pub struct Fs {
     resolver: Arc<Resolver>,
@@ -125,9 +120,11 @@ pub struct Fs {
     inodes: Inodes,
     user_xattr: bool,
     metrics: Arc<Metrics>,
-    links: Mutex<HashMap<u64, Link>>,
-    directories: Mutex<HashMap<u64, Told<Vec<Box<str>>>>>,
-    failures: Mutex<VecDeque<Failure>>,
+    links: Mutex<HashMap<u64, link::Link>>,
+    directories: Mutex<HashMap<u64, listing::Told>>,
+    failures: Failures,
+    in_flight: Arc<InFlight>,
+    moves: broadcast::Sender<Moved>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
     inherited: OnceLock<Inherited>,
@@ -157,16 +154,18 @@ impl Fs {
             metrics: settings.metrics,
             links: Mutex::default(),
             directories: Mutex::default(),
-            failures: Mutex::default(),
+            failures: Failures::default(),
+            in_flight: Arc::default(),
+            moves: broadcast::channel(MOVES_KEPT).0,
             kernel: OnceLock::new(),
             usage: Default::default(),
             inherited: OnceLock::new(),
         });
         let told = Arc::downgrade(&fs);
         fs.resolver
-            .on_move(Box::new(move |bundle, selector, version| {
+            .on_move(Box::new(move |bundle, selector, resolution| {
                 if let Some(fs) = told.upgrade() {
-                    fs.ref_moved(bundle, selector, version);
+                    fs.ref_moved(bundle, selector, resolution);
                 }
             }));
         fs
@@ -221,6 +220,26 @@ impl Fs {
         &self.metrics
     }
 
+    /// The requests that wait for somebody at the moment.
+    pub fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
+    }
+
+    /// The requests that failed lately.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// The moves of names that were asked for in this session, from now on.
+    pub fn moves(&self) -> broadcast::Receiver<Moved> {
+        self.moves.subscribe()
+    }
+
+    /// The content's cache, and what is known of it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Whether extended attributes are answered at all.
     pub fn has_xattrs(&self) -> bool {
         self.user_xattr
@@ -233,20 +252,31 @@ impl Fs {
         drop(self);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_count = Instant::now();
         loop {
             ticks.tick().await;
             let Some(fs) = fs.upgrade() else { return };
             fs.resolver.refresh_ahead().await;
-            let taking = tokio::task::spawn_blocking(move || {
-                let usage = fs.store.cache().usage();
-                fs.usage.0.store(usage.blob_bytes, Ordering::Relaxed);
-                fs.usage.1.store(usage.blobs, Ordering::Relaxed);
+            let start = Instant::now();
+            if start < next_count {
+                continue;
+            }
+            let counting = tokio::task::spawn_blocking(move || {
+                let mut usage = Usage::default();
+                fs.store.cache().for_each_blob(|blob| {
+                    usage.bytes += blob.size;
+                    usage.files += 1;
+                });
+                fs.usage.0.store(usage.bytes, Ordering::Relaxed);
+                fs.usage.1.store(usage.files, Ordering::Relaxed);
             });
-            let _ = taking.await;
+            let _ = counting.await;
+            // A stat a blob: a large cache is counted less often, for a hundredth of the time.
+            next_count = start + start.elapsed() * 100;
         }
     }
 
-    /// Numbers for `df`, at most a minute old; never waits.
+    /// Numbers for `df`, at most a minute old unless the cache is huge; never waits.
     pub fn usage(&self) -> Usage {
         Usage {
             bytes: self.usage.0.load(Ordering::Relaxed),
@@ -291,33 +321,25 @@ impl Fs {
             return absent(FOREVER);
         };
         match self.resolver.namespace_now(&namespace) {
-            Some(true) => Answer::Now(Ok(self.found_namespace(&namespace))),
-            Some(false) => absent(ABSENCE_TTL),
+            Some(presence) => Answer::Now(Ok(self.found_namespace(&namespace, presence))),
             None => {
                 let (fs, deadline) = (Arc::clone(self), self.deadline());
                 later(async move {
-                    let exists = fs.resolver.namespace(&namespace, deadline).await;
-                    Ok(if exists {
-                        fs.found_namespace(&namespace)
-                    } else {
-                        Found::Absent(ABSENCE_TTL)
-                    })
+                    let presence = fs.resolver.namespace(&namespace, deadline).await;
+                    Ok(fs.found_namespace(&namespace, presence))
                 })
             }
         }
     }
 
-    fn found_namespace(&self, namespace: &Namespace) -> Found {
+    fn found_namespace(&self, namespace: &Namespace, presence: Presence) -> Found {
+        let life = match presence {
+            Presence::Known => FOREVER,
+            Presence::Assumed => ABSENCE_TTL,
+            Presence::Absent => return Found::Absent(ABSENCE_TTL),
+        };
         let ino = self.inodes.name(Name::Namespace(namespace.clone()));
-        Found::Node(self.directory_attr(ino), FOREVER, LISTING_TTL)
-    }
-
-    /// The attributes of the root or a namespace, as of its last listing.
-    fn directory_attr(&self, ino: u64) -> Attr {
-        let mtime = lock(&self.directories)
-            .get(&ino)
-            .map_or_else(|| self.first_mtime(), |told| told.mtime);
-        Attr::directory(ino, mtime)
+        Found::Node(self.directory_attr(ino), life, LISTING_TTL.min(life))
     }
 
     fn lookup_bundle(self: &Arc<Self>, namespace: &Namespace, name: &str) -> Answer<Found> {
@@ -354,121 +376,6 @@ impl Fs {
         let root = self.inodes.version(loaded);
         let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
         Found::Node(Attr::directory(root, epoch()), life, FOREVER)
-    }
-
-    fn lookup_link(self: &Arc<Self>, bundle: BundleId, selector: Selector) -> Answer<Found> {
-        match self.resolver.resolve_now(&bundle, &selector) {
-            Some(Ok(resolution)) => self.answer_link(bundle, selector, &resolution),
-            Some(Err(error)) => Answer::Now(found_error(error)),
-            None => {
-                let (fs, deadline) = (Arc::clone(self), self.deadline());
-                later(async move {
-                    let resolution = match fs.resolver.resolve(&bundle, &selector, deadline).await {
-                        Ok(resolution) => resolution,
-                        Err(error) => return found_error(error),
-                    };
-                    fs.learn(&bundle, &resolution).await;
-                    match fs.answer_link(bundle, selector, &resolution) {
-                        Answer::Now(answer) => answer,
-                        Answer::Later(answer) => answer.await,
-                    }
-                })
-            }
-        }
-    }
-
-    /// A resolve answer usually carries the manifest: whoever follows the link needs it next.
-    async fn learn(&self, bundle: &BundleId, resolution: &Resolution) {
-        if let Some(answer) = &resolution.document {
-            let version = VersionRef {
-                bundle: bundle.clone(),
-                version: resolution.version.clone(),
-            };
-            let (document, origin) = &**answer;
-            self.store.learn(&version, document.clone(), origin).await;
-        }
-    }
-
-    fn answer_link(
-        self: &Arc<Self>,
-        bundle: BundleId,
-        selector: Selector,
-        resolution: &Resolution,
-    ) -> Answer<Found> {
-        let life = resolution.remaining.clamp(Duration::from_secs(1), FOREVER);
-        let (attr, mut settled) = self.point_link(&bundle, &selector, &resolution.version);
-        let found = Found::Node(attr, life, life);
-        if *settled.borrow() {
-            return Answer::Now(Ok(found));
-        }
-        later(async move {
-            // If the kernel does not answer, the name is still right: only a body may be old.
-            let _ = tokio::time::timeout(INVALIDATION, settled.wait_for(|done| *done)).await;
-            Ok(found)
-        })
-    }
-
-    /// Lets a symlink point at `version`, and has the kernel drop the old body if there was one.
-    fn point_link(
-        &self,
-        bundle: &BundleId,
-        selector: &Selector,
-        version: &Version,
-    ) -> (Attr, watch::Receiver<bool>) {
-        let ino = self
-            .inodes
-            .name(Name::Link(bundle.clone(), selector.clone()));
-        let (moved, (attr, settled)) = {
-            let mut links = lock(&self.links);
-            let mut moved = None;
-            let link = links.entry(ino).or_insert_with(|| {
-                // The kernel may hold a body that an earlier process gave it.
-                let (done, settled) = watch::channel(!self.is_inherited(ino));
-                moved = (!*settled.borrow()).then_some(done);
-                Link {
-                    target: version.clone(),
-                    mtime: self.first_mtime(),
-                    settled,
-                }
-            });
-            if link.target != *version {
-                let (done, settled) = watch::channel(false);
-                *link = Link {
-                    target: version.clone(),
-                    mtime: SystemTime::now(),
-                    settled,
-                };
-                moved = Some(done);
-            }
-            let attr = Attr {
-                ino,
-                kind: Kind::Symlink,
-                size: target_name(bundle, version).len() as u64,
-                mtime: link.mtime,
-            };
-            (moved, (attr, link.settled.clone()))
-        };
-        if let Some(moved) = moved {
-            debug!(%bundle, %selector, %version, "the symlink moves");
-            let (done, dropped) = oneshot::channel();
-            self.invalidate(ino, Some(done));
-            tokio::spawn(async move {
-                // An error means that there is no kernel to wait for.
-                let _ = dropped.await;
-                let _ = moved.send(true);
-            });
-        }
-        (attr, settled)
-    }
-
-    fn ref_moved(&self, bundle: &BundleId, selector: &Selector, version: &Version) {
-        let ino = self
-            .inodes
-            .name(Name::Link(bundle.clone(), selector.clone()));
-        // A link that the kernel has never seen has nothing to drop.
-        if lock(&self.links).contains_key(&ino) {
-            self.point_link(bundle, selector, version);
-        }
     }
 
     fn invalidate(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
@@ -508,8 +415,10 @@ impl Fs {
     /// are looked up; whoever holds a directory keeps it.
     fn known(&self, root: u64, tagged: &Tagged) -> Option<Arc<Loaded>> {
         let loaded = self.store.held_now(&tagged.version)?;
-        // A pack that was packed again is another node: the old one's content is gone.
-        let is_same = !tagged.host.is_local() || self.inodes.version(&loaded) == root;
+        // A pack that was packed again is another node: the old one's content is gone. So is a pack
+        // that took the place of the registry's version.
+        let is_same = loaded.host == tagged.host
+            && (!tagged.host.is_local() || self.inodes.version(&loaded) == root);
         is_same.then_some(loaded)
     }
 
@@ -540,25 +449,18 @@ impl Fs {
             Err(error) => return Answer::Now(Err(error)),
         };
         match node {
-            Node::Root => {
-                if self.was_listed(ino) && self.resolver.root_now().is_none() {
-                    let (fs, deadline) = (Arc::clone(self), self.deadline());
-                    return later(async move {
-                        fs.list_root(deadline).await;
-                        Ok((fs.directory_attr(ROOT), LISTING_TTL))
-                    });
-                }
-                Answer::Now(Ok((self.directory_attr(ino), LISTING_TTL)))
-            }
+            Node::Root => self.getattr_directory(ino),
             Node::Probe => Answer::Now(Ok((probe_attr(), FOREVER))),
             Node::Name(name) => match &*name {
-                Name::Namespace(namespace) => self.getattr_namespace(ino, namespace),
-                Name::Link(bundle, selector) => match self
-                    .lookup_link(bundle.clone(), selector.clone())
-                {
-                    Answer::Now(answer) => Answer::Now(answer.and_then(link_attr)),
-                    Answer::Later(answer) => later(async move { answer.await.and_then(link_attr) }),
-                },
+                Name::Namespace(_) => self.getattr_directory(ino),
+                Name::Link(bundle, selector) => {
+                    match self.lookup_link(bundle.clone(), selector.clone()) {
+                        Answer::Now(answer) => Answer::Now(answer.and_then(link::link_attr)),
+                        Answer::Later(answer) => {
+                            later(async move { answer.await.and_then(link::link_attr) })
+                        }
+                    }
+                }
             },
             Node::Entry(tagged, index) => {
                 let root = inode::version_root(ino);
@@ -574,217 +476,6 @@ impl Fs {
                     }
                 }
             }
-        }
-    }
-
-    fn was_listed(&self, ino: u64) -> bool {
-        lock(&self.directories).contains_key(&ino)
-    }
-
-    fn getattr_namespace(
-        self: &Arc<Self>,
-        ino: u64,
-        namespace: &Namespace,
-    ) -> Answer<(Attr, Duration)> {
-        if !self.was_listed(ino) || self.resolver.list_now(namespace).is_some() {
-            return Answer::Now(Ok((self.directory_attr(ino), LISTING_TTL)));
-        }
-        let (fs, namespace, deadline) = (Arc::clone(self), namespace.clone(), self.deadline());
-        later(async move {
-            // A directory that existed stays one: what is mounted below it would be detached.
-            match fs.resolver.list(&namespace, deadline).await {
-                Ok(listing) => drop(fs.namespace_entries(ino, &namespace, &listing)),
-                Err(error) => debug!(%namespace, %error, "no fresh listing"),
-            }
-            Ok((fs.directory_attr(ino), LISTING_TTL))
-        })
-    }
-
-    /// What a symlink points at: a name in the same directory.
-    pub fn readlink(self: &Arc<Self>, ino: u64) -> Answer<String> {
-        let (bundle, selector) = match self.node(ino) {
-            Ok(Node::Name(name)) => match &*name {
-                Name::Link(bundle, selector) => (bundle.clone(), selector.clone()),
-                Name::Namespace(_) => return Answer::Now(Err(not_a("symlink", ino))),
-            },
-            Ok(_) => return Answer::Now(Err(not_a("symlink", ino))),
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        if let Some(target) = self.link_target(ino) {
-            return Answer::Now(Ok(target_name(&bundle, &target)));
-        }
-        // A number from an earlier process.
-        let (fs, deadline) = (Arc::clone(self), self.deadline());
-        later(async move {
-            let resolution = fs.resolver.resolve(&bundle, &selector, deadline).await?;
-            fs.point_link(&bundle, &selector, &resolution.version);
-            Ok(target_name(&bundle, &resolution.version))
-        })
-    }
-
-    /// The version that a symlink points at, if the kernel has been told.
-    pub fn link_target(&self, ino: u64) -> Option<Version> {
-        lock(&self.links).get(&ino).map(|link| link.target.clone())
-    }
-
-    // ----- listings --------------------------------------------------------------------------
-
-    /// The directory `ino`, ready to be listed.
-    pub fn directory(self: &Arc<Self>, ino: u64) -> Answer<Directory> {
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        match node {
-            Node::Root => match self.resolver.root_now() {
-                Some(names) => Answer::Now(Ok(self.root_entries(&names))),
-                None => {
-                    let (fs, deadline) = (Arc::clone(self), self.deadline());
-                    later(async move { Ok(fs.list_root(deadline).await) })
-                }
-            },
-            Node::Name(name) => match &*name {
-                Name::Namespace(namespace) => match self.resolver.list_now(namespace) {
-                    Some(listing) => {
-                        Answer::Now(Ok(self.namespace_entries(ino, namespace, &listing)))
-                    }
-                    None => {
-                        let (fs, namespace, deadline) =
-                            (Arc::clone(self), namespace.clone(), self.deadline());
-                        later(async move {
-                            let listing = fs.resolver.list(&namespace, deadline).await?;
-                            Ok(fs.namespace_entries(ino, &namespace, &listing))
-                        })
-                    }
-                },
-                Name::Link(..) => Answer::Now(Err(not_a("directory", ino))),
-            },
-            Node::Probe => Answer::Now(Err(not_a("directory", ino))),
-            Node::Entry(tagged, index) => {
-                let root = inode::version_root(ino);
-                match self.known(root, &tagged) {
-                    Some(loaded) => Answer::Now(Ok(Directory::InVersion(loaded, root, index))),
-                    None => {
-                        let (fs, deadline) = (Arc::clone(self), self.deadline());
-                        later(async move {
-                            let loaded = fs.wait_for(root, &tagged, deadline).await?;
-                            Ok(Directory::InVersion(loaded, root, index))
-                        })
-                    }
-                }
-            }
-        }
-    }
-
-    async fn list_root(&self, deadline: Deadline) -> Directory {
-        let names = self.resolver.root(deadline).await;
-        self.root_entries(&names)
-    }
-
-    fn root_entries(&self, names: &std::collections::BTreeSet<Namespace>) -> Directory {
-        let entries: Vec<Listed> = names
-            .iter()
-            .map(|namespace| {
-                let ino = self.inodes.name(Name::Namespace(namespace.clone()));
-                Listed {
-                    name: namespace.as_str().into(),
-                    ino,
-                    kind: Kind::Directory,
-                    attr: Some((self.directory_attr(ino), LISTING_TTL)),
-                }
-            })
-            .collect();
-        self.tell_directory(ROOT, &entries);
-        Directory::mutable(ROOT, ROOT, entries)
-    }
-
-    fn namespace_entries(&self, ino: u64, namespace: &Namespace, listing: &Listing) -> Directory {
-        let mut entries = Vec::new();
-        for (slug, versions) in &listing.bundles {
-            let bundle = BundleId {
-                namespace: namespace.clone(),
-                slug: slug.clone(),
-            };
-            entries.push(self.link_line(&bundle));
-            for version in versions {
-                let version = VersionRef {
-                    bundle: bundle.clone(),
-                    version: version.clone(),
-                };
-                entries.push(self.version_line(&version));
-            }
-        }
-        self.tell_directory(ino, &entries);
-        Directory::mutable(ino, ROOT, entries)
-    }
-
-    /// The bare name's line; with attributes only where a lookup would be free.
-    fn link_line(&self, bundle: &BundleId) -> Listed {
-        let known = self.resolver.resolve_now(bundle, &Selector::Latest);
-        let attr = known.and_then(Result::ok).and_then(|resolution| {
-            let (attr, settled) = self.point_link(bundle, &Selector::Latest, &resolution.version);
-            let life = resolution.remaining.clamp(Duration::from_secs(1), FOREVER);
-            settled.borrow().then_some((attr, life))
-        });
-        let ino = attr.map_or_else(
-            || {
-                self.inodes
-                    .name(Name::Link(bundle.clone(), Selector::Latest))
-            },
-            |(attr, _)| attr.ino,
-        );
-        Listed {
-            name: bundle.slug.as_str().into(),
-            ino,
-            kind: Kind::Symlink,
-            attr,
-        }
-    }
-
-    fn version_line(&self, version: &VersionRef) -> Listed {
-        let loaded = self.store.in_memory(version);
-        let attr = loaded.map(|loaded| {
-            let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
-            (Attr::directory(self.inodes.version(&loaded), epoch()), life)
-        });
-        let ino = match attr {
-            Some((attr, _)) => attr.ino,
-            None => self.inodes.expected_version(version),
-        };
-        Listed {
-            name: format!("{}@{}", version.bundle.slug, version.version).into(),
-            ino,
-            kind: Kind::Directory,
-            attr,
-        }
-    }
-
-    /// Gives a listing that differs from the last one a new time and has the kernel drop the old.
-    fn tell_directory(&self, ino: u64, entries: &[Listed]) {
-        let names: Vec<Box<str>> = entries.iter().map(|entry| entry.name.clone()).collect();
-        let changed = {
-            let mut directories = lock(&self.directories);
-            match directories.get_mut(&ino) {
-                Some(told) if *told.content == names => false,
-                Some(told) => {
-                    *told = Told {
-                        content: Arc::new(names),
-                        mtime: SystemTime::now(),
-                    };
-                    true
-                }
-                None => {
-                    let told = Told {
-                        content: Arc::new(names),
-                        mtime: self.first_mtime(),
-                    };
-                    directories.insert(ino, told);
-                    false
-                }
-            }
-        };
-        if changed {
-            self.invalidate(ino, None);
         }
     }
 
@@ -841,28 +532,6 @@ impl Fs {
 
     // ----- explanations ----------------------------------------------------------------------
 
-    /// Keeps a failure for explanations.
-    pub fn record_failure(&self, ino: u64, error: &Error) {
-        let mut failures = lock(&self.failures);
-        if failures.len() == MOST_FAILURES {
-            failures.pop_front();
-        }
-        failures.push_back(Failure {
-            ino,
-            at: SystemTime::now(),
-            error: error.clone(),
-        });
-    }
-
-    /// The last failure about `ino`.
-    pub fn failure(&self, ino: u64) -> Option<Failure> {
-        lock(&self.failures)
-            .iter()
-            .rev()
-            .find(|failure| failure.ino == ino)
-            .cloned()
-    }
-
     /// The names of the node's extended attributes.
     pub fn list_xattr(&self, ino: u64) -> Result<Vec<String>> {
         let node = self.node(ino)?;
@@ -903,13 +572,6 @@ fn found_error(error: Error) -> Result<Found> {
     }
 }
 
-fn link_attr(found: Found) -> Result<(Attr, Duration)> {
-    match found {
-        Found::Node(attr, _, life) => Ok((attr, life)),
-        Found::Absent(_) => Err(Error::not_found("the symlink")),
-    }
-}
-
 fn not_a(what: &str, ino: u64) -> Error {
     Error::not_found(format_args!("{what} with inode {ino:#x}"))
 }
@@ -929,9 +591,4 @@ fn split_name(name: &str) -> Option<(Slug, Selector)> {
         Some((slug, selector)) => Some((slug.parse().ok()?, selector.parse().ok()?)),
         None => Some((name.parse().ok()?, Selector::Latest)),
     }
-}
-
-/// The name of a version's directory within its namespace.
-fn target_name(bundle: &BundleId, version: &Version) -> String {
-    format!("{}@{version}", bundle.slug)
 }

@@ -19,20 +19,22 @@
 //! | 6 | [`cache`] |
 //! | 7 | [`source`] |
 //! | 8 | [`resolve`], then [`store`] |
-//! | 9 | [`client`], [`publish`], then [`registry`] |
+//! | 9 | [`client`], then [`publish`], then [`registry`], [`care`] |
 //! | 10 | [`fs`] |
 //! | 11 | [`fuse`] |
-//! | 12 | [`mount`] |
+//! | 12 | [`mount`], then [`doctor`] |
 //! | 13 | [`cli`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod cache;
+pub mod care;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod fs;
 pub mod fuse;

@@ -362,8 +362,17 @@ impl Manifest {
     ///
     /// `from` may be any index: one inside a child's subtree continues with the next child.
     pub fn children(&self, dir: u32, from: u32) -> impl Iterator<Item = Entry<'_>> {
-        let range = self.below(dir).map_or(0..0, |(_, range)| range);
+        let (prefix, range) = self.below(dir).unwrap_or((0, 0..0));
+        // A long listing is read in many pieces: skip to the child that `from` lies in.
         let mut next = range.start;
+        if range.contains(&(from as usize)) {
+            let component = |row: &Row| {
+                let rest = self.path(row).get(prefix..).unwrap_or_default();
+                rest.split('/').next().unwrap_or_default().as_bytes()
+            };
+            let child = component(&self.rows[from as usize]);
+            next += self.rows[range.clone()].partition_point(|row| component(row) < child);
+        }
         std::iter::from_fn(move || {
             while next < range.end {
                 let index = next;

@@ -3,8 +3,12 @@
 //! Names are constants, so that whoever prints them (the statistics file, the control socket) cannot
 //! disagree. A counter only ever grows; a test reads two snapshots and subtracts.
 
+pub mod requests;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use requests::Requests;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -77,11 +81,17 @@ counters! {
 
 /// The counters of one process or one mount.
 #[derive(Debug)]
-pub struct Metrics([AtomicU64; Counter::ALL.len()]);
+pub struct Metrics {
+    counters: [AtomicU64; Counter::ALL.len()],
+    requests: Requests,
+}
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; Counter::ALL.len()])
+        Self {
+            counters: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            requests: Requests::default(),
+        }
     }
 }
 
@@ -93,12 +103,17 @@ impl Metrics {
 
     /// Adds `n`.
     pub fn add(&self, counter: Counter, n: u64) {
-        self.0[counter as usize].fetch_add(n, Ordering::Relaxed);
+        self.counters[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
 
     /// The current value.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.0[counter as usize].load(Ordering::Relaxed)
+        self.counters[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Requests by kind and result, and their times.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     /// All values by name. Not one instant: requests go on while it is taken.

@@ -34,9 +34,11 @@ pub mod helper;
 mod holders;
 pub mod invalidate;
 pub mod keeper;
+pub mod locate;
 pub mod mountinfo;
 mod point;
 pub mod resume;
+pub mod service;
 mod session;
 pub mod touch;
 mod unmount;
@@ -46,7 +48,7 @@ pub use device::{Mounted, mount};
 pub use error::{Failure, MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
-pub use point::{MARKER, MountPoint};
+pub use point::{MARKER, MountPoint, is_marked};
 pub use session::{
     Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept, stay_stored,
 };

@@ -11,7 +11,11 @@
 //!
 //! Every refusal is a [`PublishError`] with a hint. Nothing is written before all checks passed.
 
+pub mod artifact;
 mod definition;
+pub mod export;
+pub mod layout;
+pub mod oci;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;

@@ -7,7 +7,11 @@
 pub mod api;
 pub mod breaker;
 pub mod http;
+pub mod layout;
+pub mod mirror;
+pub mod oci;
 
+use std::hash::Hash;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +20,9 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest, State};
+use crate::metrics::{Counter, Metrics};
 use crate::reference::{BundleId, Namespace, Selector, Slug, Version, VersionRef};
+use crate::single_flight::SingleFlight;
 
 /// When an answer is no longer of use. Copied along from the request that wants it, so that
 /// queueing, connecting and retrying share one budget.
@@ -32,6 +38,13 @@ impl Deadline {
     /// How much of the budget is left; zero when it has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// What the first of `parties` may use who are asked one after the other, so that one that is
+    /// stuck leaves time for the next.
+    pub fn share(self, parties: usize) -> Self {
+        let parties = u32::try_from(parties.max(1)).unwrap_or(u32::MAX);
+        Self::after(self.remaining() / parties)
     }
 
     /// Whether the deadline has passed.
@@ -56,6 +69,44 @@ impl Deadline {
                     what: what.to_string(),
                 })
             })
+    }
+
+    /// Waits for the one computation for `key`, starting it if it is not running, but no longer than
+    /// the deadline. Counts those who wait for somebody else's computation.
+    ///
+    /// A computation has a budget of its own, which may end while somebody who joined it late has
+    /// time left: then it is started again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] about `what`, or the error of the computation.
+    pub async fn join<K, V, F>(
+        self,
+        flights: &SingleFlight<K, Result<V>>,
+        key: &K,
+        what: impl ToString,
+        metrics: &Metrics,
+        compute: impl Fn() -> F,
+    ) -> Result<V>
+    where
+        K: Eq + Hash + Clone + Send + 'static,
+        V: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V>> + Send + 'static,
+    {
+        loop {
+            let is_running = flights.is_running(key);
+            if is_running {
+                metrics.count(Counter::Joined);
+            }
+            let flight = async {
+                let landed = flights.run(key.clone(), &compute).await;
+                landed.map_err(|lost| Error::Internal(lost.to_string()))?
+            };
+            match self.run(what.to_string(), flight).await {
+                Err(Error::Timeout { .. }) if is_running && !self.is_over() => {}
+                answer => return answer,
+            }
+        }
     }
 }
 
@@ -90,6 +141,19 @@ pub trait Sink: Send {
 pub trait Source: Send + Sync + 'static {
     /// Who this is, for logs and error messages: a kind and a URL without credentials.
     fn name(&self) -> &str;
+
+    /// Whether [`Source::bundles`] is sure of which namespaces exist. Of one that is not, nobody
+    /// needs to ask it when only that is the question.
+    fn tells_namespaces(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Source::pull`] is worth a try for a version; whoever has it and is better asked file
+    /// by file says no. Who does not have it says yes, and leaves it to the next.
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        let _ = manifest;
+        true
+    }
 
     /// What `selector` of `bundle` is at the moment. The answer names a version; it may lack the
     /// list of files.

@@ -12,25 +12,27 @@
 
 pub mod content;
 pub mod journal;
+mod kept;
 pub mod locks;
 mod readahead;
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lru::LruCache;
 use tracing::{debug, error, info, warn};
 
 use crate::cache::{Cache, MANIFEST_TTL};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Manifest, State};
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::Metrics;
 use crate::reference::{HostId, VersionRef};
+use crate::resolve::Locked;
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
 
@@ -43,9 +45,6 @@ const MANIFEST_MEMORY: usize = 24 << 20;
 
 /// How soon to look again for what could not be refreshed, and for local packs.
 const RECHECK: Duration = Duration::from_secs(60);
-
-/// How long a failed fetch is answered from memory: the kernel asks a failed READ twice.
-const FAILURE_MEMORY: Duration = Duration::from_secs(2);
 
 /// What a mount allows and how long it waits.
 #[derive(Debug, Clone)]
@@ -62,6 +61,8 @@ pub struct Policy {
     pub metadata_timeout: Duration,
     /// How long one request for content may take.
     pub content_timeout: Duration,
+    /// The only versions that exist, if they were locked.
+    pub locked: Option<Arc<Locked>>,
 }
 
 impl Default for Policy {
@@ -73,6 +74,7 @@ impl Default for Policy {
             readahead: 4 << 20,
             metadata_timeout: Duration::from_secs(10),
             content_timeout: Duration::from_secs(60),
+            locked: None,
         }
     }
 }
@@ -182,6 +184,16 @@ pub struct Store {
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
     ahead: Mutex<HashMap<VersionRef, readahead::Progress>>,
+    observer: OnceLock<Arc<dyn Observer>>,
+}
+
+/// Who wants to know what is used. Called on the threads that serve readers: it must not wait.
+pub trait Observer: Send + Sync {
+    /// A version's manifest was taken into memory, to be served.
+    fn version_used(&self, host: &HostId, version: &VersionRef);
+
+    /// Somebody read from a blob.
+    fn blob_read(&self, digest: Digest);
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -212,6 +224,7 @@ impl Store {
             reported: Mutex::default(),
             content: content::Content::default(),
             ahead: Mutex::default(),
+            observer: OnceLock::new(),
             host,
             cache,
             sources,
@@ -219,6 +232,11 @@ impl Store {
             policy,
             metrics,
         })
+    }
+
+    /// Tells `observer` from now on what is used. Only the first one counts.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
     }
 
     /// What is allowed.
@@ -311,21 +329,30 @@ impl Store {
         }
     }
 
-    /// Applies the policy to a manifest that is about to be used.
-    fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
+    /// Whether the policy lets a manifest be looked up now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Yanked`], or [`Error::NotFound`] when the registry has removed it.
+    pub fn allows(&self, loaded: &Loaded) -> Result<()> {
         let id = loaded.manifest.id();
         if self.policy.respect_removal && lock(&self.removed).contains(id) {
             return Err(Error::not_found(id));
         }
-        if loaded.is_yanked() {
-            if self.policy.deny_yanked {
-                return Err(Error::Yanked {
-                    what: id.to_string(),
-                });
-            }
-            if self.first_report(id, "yanked") {
-                warn!(version = %id, "this version is yanked; it is served because it is named exactly");
-            }
+        if loaded.is_yanked() && self.policy.deny_yanked {
+            return Err(Error::Yanked {
+                what: id.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Applies the policy to a manifest that is about to be used.
+    fn admit(&self, loaded: Arc<Loaded>) -> Result<Arc<Loaded>> {
+        self.allows(&loaded)?;
+        let id = loaded.manifest.id();
+        if loaded.is_yanked() && self.first_report(id, "yanked") {
+            warn!(version = %id, "this version is yanked; it is served because it is named exactly");
         }
         Ok(loaded)
     }
@@ -336,6 +363,9 @@ impl Store {
 
     /// The manifest from memory or disk, fresh or not.
     fn known(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        if !self.is_allowed(version) {
+            return None;
+        }
         if let Some(loaded) = lock(&self.manifests).loaded.get(version)
             && (loaded.is_fresh() || !loaded.host.is_local())
         {
@@ -345,12 +375,25 @@ impl Store {
             .load_local(version)
             .or_else(|| self.load_cached(version))?;
         let loaded = Arc::new(loaded);
-        lock(&self.manifests).insert(Arc::clone(&loaded));
+        self.keep_manifest(&loaded);
         Some(loaded)
     }
 
+    fn is_allowed(&self, version: &VersionRef) -> bool {
+        let locked = self.policy.locked.as_ref();
+        locked.is_none_or(|locked| locked.allows(version))
+    }
+
+    fn keep_manifest(&self, loaded: &Arc<Loaded>) {
+        if let Some(observer) = self.observer.get() {
+            observer.version_used(&loaded.host, loaded.manifest.id());
+        }
+        lock(&self.manifests).insert(Arc::clone(loaded));
+    }
+
     fn load_local(&self, version: &VersionRef) -> Option<Loaded> {
-        if !self.policy.local_packs {
+        // A lockfile is about what a registry serves.
+        if !self.policy.local_packs || self.policy.locked.is_some() {
             return None;
         }
         let host = HostId::local();
@@ -382,6 +425,20 @@ impl Store {
     fn check_table(&self, manifest: &Manifest) -> Result<()> {
         let id = manifest.id();
         let table = manifest.table_digest();
+        if let Some(locked) = &self.policy.locked
+            && let Some(expected) = locked.table(id)
+            && expected != table
+        {
+            if self.first_report(id, "locked") {
+                error!(version = %id, locked = %expected, found = %table, "integrity alarm: this version is not what the lockfile says");
+            }
+            return Err(Error::Contradiction {
+                what: id.to_string(),
+                detail: format!(
+                    "the lockfile says that its table is {expected}, and it is {table}"
+                ),
+            });
+        }
         self.journal
             .remember_table(&journal_key(&self.host, id), table)
             .map_err(|first| {
@@ -394,6 +451,29 @@ impl Store {
                 }
                 alarm
             })
+    }
+
+    /// Compares the artifact that a manifest was read from with the one that is known: a version's
+    /// tag in an OCI registry must not move, not even to another artifact with the same files.
+    fn check_artifact(&self, manifest: &Manifest) -> Result<()> {
+        let id = manifest.id();
+        let named = |manifest: &Manifest| -> Option<Digest> {
+            manifest.info().oci_digest.as_deref()?.parse().ok()
+        };
+        let known = self.known(id).filter(|known| known.host == self.host);
+        let first = known.and_then(|known| named(&known.manifest));
+        match (first, named(manifest)) {
+            (Some(first), Some(now)) if first != now => {
+                if self.first_report(id, "contradiction") {
+                    error!(version = %id, %first, %now, "integrity alarm: this version has moved to another artifact; the first stays");
+                }
+                Err(Error::Contradiction {
+                    what: id.to_string(),
+                    detail: format!("its artifact was {first} and now is {now}"),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn report_refused(&self, manifest: &Manifest) {
@@ -427,31 +507,27 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The first verdict, or else the last failure; [`Error::Offline`] without a source.
+    /// What the last source said, which is the registry itself; [`Error::Offline`] without a source.
     pub async fn fetch(
         self: &Arc<Self>,
         version: &VersionRef,
         deadline: Deadline,
     ) -> Result<Arc<Loaded>> {
+        if !self.is_allowed(version) {
+            return Err(Error::not_found(format_args!(
+                "{version} (it is not in the lockfile)"
+            )));
+        }
         let start = || {
             let (store, version) = (Arc::clone(self), version.clone());
-            let budget = Deadline::after(store.policy.metadata_timeout);
             async move {
-                budget
-                    .run(&version, store.fetch_now(&version, budget))
-                    .await
+                let budget = Deadline::after(store.policy.metadata_timeout);
+                store.fetch_now(&version, budget).await
             }
         };
-        if self.fetches.is_running(version) {
-            self.metrics.count(Counter::Joined);
-        }
-        let flight = async {
-            self.fetches
-                .run(version.clone(), start)
-                .await
-                .map_err(|lost| Error::Internal(lost.to_string()))?
-        };
-        deadline.run(version, flight).await
+        deadline
+            .join(&self.fetches, version, version, &self.metrics, start)
+            .await
     }
 
     async fn fetch_now(
@@ -462,34 +538,52 @@ impl Store {
         let mut failure = Error::Offline {
             what: version.to_string(),
         };
-        for source in &self.sources {
-            let error = match source.manifest(version, deadline).await {
-                Ok(document) => match self.accept(version, document, source.name()).await {
-                    Ok(loaded) => return Ok(loaded),
-                    Err(error) => error,
-                },
-                Err(error) => error,
+        for (asked, source) in self.sources.iter().enumerate() {
+            let share = deadline.share(self.sources.len() - asked);
+            let asking = async {
+                let document = source.manifest(version, share).await?;
+                self.accept(version, document, source.name()).await
             };
-            debug!(%version, source = source.name(), %error, "no manifest");
-            if error.is_absence() {
-                if self.known(version).is_some() && lock(&self.removed).insert(version.clone()) {
-                    info!(%version, "the registry no longer has this version");
+            match share.run(version, asking).await {
+                Ok(loaded) => return Ok(loaded),
+                Err(error) => {
+                    debug!(%version, source = source.name(), %error, "no manifest");
+                    failure = error;
                 }
-                return Err(error);
             }
-            failure = error;
+        }
+        if failure.is_absence()
+            && self.known(version).is_some()
+            && lock(&self.removed).insert(version.clone())
+        {
+            info!(%version, "the registry no longer has this version");
         }
         Err(failure)
     }
 
-    /// Checks a document, remembers it and writes it to the cache.
+    /// Checks a document, remembers it and writes it to the cache. A large one takes a tenth of a
+    /// second, so not on a thread that serves sockets.
     async fn accept(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        document: Document,
+        origin: &str,
+    ) -> Result<Arc<Loaded>> {
+        let (store, id, origin) = (Arc::clone(self), version.clone(), Arc::from(origin));
+        let accepting =
+            tokio::task::spawn_blocking(move || store.accept_blocking(&id, document, origin));
+        accepting
+            .await
+            .map_err(|lost| Error::Internal(format!("{version}: {lost}")))?
+    }
+
+    fn accept_blocking(
         &self,
         version: &VersionRef,
         mut document: Document,
-        origin: &str,
+        origin: Arc<str>,
     ) -> Result<Arc<Loaded>> {
-        document.fill_sizes(|digest| self.cache.blob_size(digest));
+        document.fill_sizes(|digest| self.cache.verified_size(digest));
         let manifest =
             document
                 .into_manifest(version.clone())
@@ -498,23 +592,20 @@ impl Store {
                     source,
                 })?;
         self.check_table(&manifest)?;
+        self.check_artifact(&manifest)?;
         self.report_refused(&manifest);
         lock(&self.removed).remove(version);
-        let loaded = Arc::new(Loaded::new(
-            manifest,
-            self.host.clone(),
-            origin.into(),
-            MANIFEST_TTL,
-        ));
-        lock(&self.manifests).insert(Arc::clone(&loaded));
-        let (cache, written) = (Arc::clone(&self.cache), Arc::clone(&loaded));
-        let writing = tokio::task::spawn_blocking(move || {
-            cache.write_manifest(&written.host, &written.manifest, Timestamp::now())
-        });
-        match writing.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%version, %error, "the manifest is not cached on disk"),
-            Err(error) => debug!(%version, %error, "the manifest is not cached on disk"),
+        let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);
+        // A pack of this machine wins over what the registry has under the same name.
+        let local = self.load_local(version);
+        let fetched = Arc::new(fetched);
+        let loaded = local.map_or_else(|| Arc::clone(&fetched), Arc::new);
+        self.keep_manifest(&loaded);
+        let written = self
+            .cache
+            .write_manifest(&self.host, &fetched.manifest, Timestamp::now());
+        if let Err(error) = written {
+            debug!(%version, %error, "the manifest is not cached on disk");
         }
         Ok(loaded)
     }
@@ -523,33 +614,4 @@ impl Store {
 /// The key of a version in the journal.
 pub fn journal_key(host: &HostId, version: &VersionRef) -> String {
     format!("{}/{version}", host.as_str())
-}
-
-/// Failures that are answered from memory for a moment.
-struct Failures<K: std::hash::Hash + Eq>(Mutex<LruCache<K, (Instant, Error)>>);
-
-impl<K: std::hash::Hash + Eq> Default for Failures<K> {
-    fn default() -> Self {
-        // Only the last two seconds count; more failures than this in that time are asked again.
-        const MOST: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
-        Self(Mutex::new(LruCache::new(MOST)))
-    }
-}
-
-impl<K: std::hash::Hash + Eq> Failures<K> {
-    fn remember(&self, key: K, error: Error) {
-        lock(&self.0).put(key, (Instant::now(), error));
-    }
-
-    fn recent(&self, key: &K) -> Option<Error> {
-        let mut failures = lock(&self.0);
-        match failures.peek(key) {
-            Some((at, error)) if at.elapsed() < FAILURE_MEMORY => Some(error.clone()),
-            Some(_) => {
-                failures.pop(key);
-                None
-            }
-            None => None,
-        }
-    }
 }

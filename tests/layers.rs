@@ -42,6 +42,8 @@ fn table(text: &str) -> BTreeMap<String, Place> {
         };
         for (position, group) in modules.split(", then ").enumerate() {
             for name in group.split('`').skip(1).step_by(2) {
+                // A link that says which kind of thing it means: `reference` is a type, too.
+                let name = name.trim_start_matches("mod@");
                 let before = places.insert(name.to_owned(), (row, position));
                 assert_eq!(before, None, "{name} is in the table twice");
             }

@@ -75,12 +75,13 @@ fn a_version_can_be_pulled_and_every_byte_hashes_to_its_name() {
         assert_eq!(layer["digest"], format!("sha256:{hex}"));
         files.push((path.as_str().unwrap().to_owned(), blob(layer)));
     }
+    // Sorted by path, however they were published.
     assert_eq!(
         files,
         [
+            ("empty".to_owned(), b"".to_vec()),
             ("prompts/a.md".to_owned(), b"hello\n".to_vec()),
             ("prompts/copy.md".to_owned(), b"hello\n".to_vec()),
-            ("empty".to_owned(), b"".to_vec()),
         ]
     );
 

@@ -24,6 +24,12 @@ pub(super) fn place_of(digest: Digest) -> (String, String) {
     (format!("{BLOBS}/{}", &hex[..2]), hex)
 }
 
+/// The path of a blob below [`BLOBS`], as all tools write it and as mush 4.2.0 does.
+pub(super) fn names_of(digest: Digest) -> (String, String) {
+    let hex = digest.hex();
+    (format!("{}/{hex}", &hex[..2]), hex)
+}
+
 /// The verified bytes of one blob.
 #[derive(Debug)]
 pub enum Blob {
@@ -77,7 +83,7 @@ impl BlobWriter {
             });
         }
         if matches!(self.place, Place::Nowhere) {
-            self.place = self.cache.start();
+            self.place = self.cache.start(self.limit);
         }
         if let Place::Disk(temp) = &mut self.place
             && let Err(error) = temp.file().write_all(bytes)
@@ -107,7 +113,7 @@ impl BlobWriter {
         self.written = 0;
         self.hasher = Hasher::new();
         let emptied = match &mut self.place {
-            Place::Disk(temp) => temp.file().set_len(0).and_then(|()| temp.file().rewind()),
+            Place::Disk(temp) => temp.empty().and_then(|()| temp.file().rewind()),
             Place::Memory(buffer) => {
                 buffer.clear();
                 Ok(())
@@ -146,7 +152,7 @@ impl BlobWriter {
             });
         }
         let place = match self.place {
-            Place::Nowhere => self.cache.start(),
+            Place::Nowhere => self.cache.start(0),
             place => place,
         };
         match place {
@@ -158,8 +164,8 @@ impl BlobWriter {
 }
 
 impl Cache {
-    fn start(&self) -> Place {
-        match self.temp() {
+    fn start(&self, size: u64) -> Place {
+        match self.room(size) {
             Ok(temp) => Place::Disk(temp),
             Err(error) => {
                 self.trouble(&error);
@@ -173,6 +179,9 @@ impl Cache {
         if let Some(file) = self.good_blob(digest, size) {
             return Ok(Blob::File(file));
         }
+        // What was reserved and did not come.
+        temp.cut(size)
+            .map_err(|error| Error::io(self.root(), error))?;
         let (path, name) = place_of(digest);
         if let Err(error) = temp.place(self, &path, &name) {
             self.trouble(&error);

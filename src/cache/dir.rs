@@ -30,6 +30,16 @@ pub(super) struct Name {
     kind: Option<FileType>,
 }
 
+impl Name {
+    /// What the name names in `dir`, links not followed.
+    pub(super) fn kind(&self, dir: &Dir) -> io::Result<FileType> {
+        match self.kind {
+            Some(kind) => Ok(kind),
+            None => Ok(FileType::from_raw_mode(dir.stat(&self.text)?.st_mode)),
+        }
+    }
+}
+
 impl Dir {
     /// Opens the root itself, which may be a link.
     pub(super) fn open_root(root: &Path) -> io::Result<Self> {
@@ -113,6 +123,16 @@ impl Dir {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Removes the directory `name` if it is empty.
+    pub(super) fn remove_empty(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// What this directory is.
+    pub(super) fn own_stat(&self) -> io::Result<rustix::fs::Stat> {
+        Ok(rustix::fs::fstat(&self.0)?)
     }
 
     /// What `name` is, links not followed.

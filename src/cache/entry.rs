@@ -163,7 +163,7 @@ impl Age {
 }
 
 /// How old something is; `None` if it claims to be from the future.
-fn age(at: Timestamp, now: Timestamp) -> Option<Duration> {
+pub(super) fn age(at: Timestamp, now: Timestamp) -> Option<Duration> {
     let elapsed = now.duration_since(at);
     if elapsed.is_negative() {
         (elapsed.unsigned_abs() <= SKEW).then_some(Duration::ZERO)

@@ -64,6 +64,23 @@ impl Cache {
         usage
     }
 
+    /// The bytes of disk that everything below the root takes, files on their way in included: what
+    /// is allocated, or the length where that is more. Links are not followed.
+    pub fn allocated(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        walkdir::WalkDir::new(self.root())
+            .into_iter()
+            .filter_map(|entry| entry.ok()?.metadata().ok())
+            .map(|meta| {
+                let blocks = meta.blocks() * 512;
+                match meta.is_file() {
+                    true => meta.len().max(blocks),
+                    false => blocks,
+                }
+            })
+            .sum()
+    }
+
     /// Shows every blob to `visit`, in no particular order.
     pub fn for_each_blob(&self, mut visit: impl FnMut(BlobFile)) {
         let Ok(blobs) = Dir::open_root(self.root()).and_then(|root| root.open(BLOBS)) else {

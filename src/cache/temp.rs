@@ -9,6 +9,11 @@
 //! remove it, or the whole root, at any moment; then it is created again, and what was already
 //! written is copied over from the open file.
 //!
+//! A cache with a limit has a [`Gate`], which is asked before a file grows: the whole size is
+//! allocated when the file is created, so that the disk itself keeps the books, and whoever adds up
+//! the files sees at any moment what is taken or promised. A file being written is locked
+//! (`flock`), which tells it from one that a killed process left behind.
+//!
 //! Nothing is synced to disk: what a power failure leaves behind is found out by its hash or its
 //! JSON, and fetched again.
 
@@ -22,7 +27,7 @@ use super::Cache;
 use super::dir::Dir;
 
 /// Where temporary files are, below the root.
-const TEMP: &str = "temp";
+pub(super) const TEMP: &str = "temp";
 /// What their names end with.
 const SUFFIX: &str = ".tmp";
 /// When a temporary file belongs to nobody any more.
@@ -42,6 +47,21 @@ Signature: 8a477f597d28d172789f06886806bc55
 pub(super) const FILE_MODE: u32 = 0o600;
 const TAG_MODE: u32 = 0o644;
 
+/// Decides whether a cache may grow.
+pub trait Gate: Send + Sync + std::fmt::Debug {
+    /// Calls `grow`, which takes up to `bytes` bytes of disk, if there is room for them, or after
+    /// making some. While it runs no other process grows the same cache.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::StorageFull`] if there is no room; `grow` was not called then. Or the error
+    /// of `grow`.
+    fn grow(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
+}
+
+/// What a file takes besides its bytes: the rest of its last block, and at times a new directory.
+const OVERHEAD: u64 = 8192;
+
 /// A file that has no place yet. Dropped, it is removed.
 #[derive(Debug)]
 pub(super) struct Temp {
@@ -50,6 +70,8 @@ pub(super) struct Temp {
     file: File,
     mode: u32,
     placed: bool,
+    /// How many bytes were allocated; 0 without a gate.
+    reserved: u64,
 }
 
 impl Temp {
@@ -65,12 +87,15 @@ impl Temp {
             let name = format!("{}{SUFFIX}", uuid::Uuid::new_v4());
             match dir.create_file(&name, mode) {
                 Ok(file) => {
+                    // Where files cannot be locked, age alone tells what is abandoned.
+                    let _ = file.try_lock();
                     return Ok(Self {
                         dir,
                         name,
                         file,
                         mode,
                         placed: false,
+                        reserved: 0,
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {
@@ -84,6 +109,33 @@ impl Temp {
     /// The file's content so far.
     pub(super) fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// Takes `size` bytes of disk, without moving the cursor.
+    fn reserve(&mut self, size: u64) -> io::Result<()> {
+        if size > 0 {
+            allocate(&self.file, size)?;
+            self.reserved = size;
+        }
+        Ok(())
+    }
+
+    /// Empties the file; what was reserved stays reserved.
+    pub(super) fn empty(&mut self) -> io::Result<()> {
+        // Shortening would give the disk back to others. The old bytes are written over, and what
+        // is left of them is cut off in the end.
+        if self.reserved == 0 {
+            self.file.set_len(0)?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what was reserved and not used.
+    pub(super) fn cut(&mut self, size: u64) -> io::Result<()> {
+        if self.reserved > 0 && self.file.metadata()?.len() != size {
+            self.file.set_len(size)?;
+        }
+        Ok(())
     }
 
     /// Gives up the name and keeps the content: it lives as long as the returned file.
@@ -129,8 +181,26 @@ impl Temp {
         let mut copy = Self::create(cache, self.mode)?;
         let mut from = Positioned(&self.file, 0);
         io::copy(&mut from, &mut copy.file)?;
+        copy.reserved = self.reserved;
         Ok(copy)
     }
+}
+
+/// Takes disk for the whole of `file` at once, where the file system can; its length is `size`
+/// afterwards.
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::FallocateFlags;
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // At least its length counts.
+    file.set_len(size)
 }
 
 impl Drop for Temp {
@@ -155,6 +225,21 @@ impl io::Read for Positioned<'_> {
 }
 
 impl Cache {
+    /// Starts a file of `size` bytes, if the cache may grow that much.
+    pub(super) fn room(&self, size: u64) -> io::Result<Temp> {
+        let Some(gate) = self.shared.gate.get() else {
+            return self.temp();
+        };
+        let mut room = None;
+        gate.grow(size.saturating_add(OVERHEAD), &mut || {
+            let mut temp = self.temp()?;
+            temp.reserve(size)?;
+            room = Some(temp);
+            Ok(())
+        })?;
+        room.ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
     /// Starts a file; on the first time, and after somebody cleared the cache, puts the root in
     /// order as well.
     pub(super) fn temp(&self) -> io::Result<Temp> {
@@ -189,21 +274,37 @@ impl Cache {
 
 /// Removes the temporary files that a killed process of this user left behind.
 fn sweep(temp: &Dir) -> io::Result<()> {
+    for (name, _) in abandoned(temp, ABANDONED)? {
+        temp.remove_file(&name)?;
+    }
+    Ok(())
+}
+
+/// The temporary files of this user that nobody has written to for `age` and nobody has locked,
+/// and their sizes.
+pub(super) fn abandoned(temp: &Dir, age: Duration) -> io::Result<Vec<(String, u64)>> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let me = rustix::process::geteuid().as_raw();
+    let mut found = Vec::new();
     for name in temp.files()? {
         let is_temp = name
             .strip_suffix(SUFFIX)
             .is_some_and(|stem| uuid::Uuid::try_parse(stem).is_ok());
-        let Ok(file) = temp.stat(&name) else { continue };
-        let modified = Duration::from_secs(u64::try_from(file.st_mtime).unwrap_or(0));
-        if is_temp && file.st_uid == me && now.saturating_sub(modified) > ABANDONED {
-            temp.remove_file(&name)?;
+        let Ok(stat) = temp.stat(&name) else { continue };
+        let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+        if is_temp
+            && stat.st_uid == me
+            && now.saturating_sub(modified) > age
+            && temp
+                .open_file(&name)
+                .is_ok_and(|file| file.try_lock_shared().is_ok())
+        {
+            found.push((name, u64::try_from(stat.st_size).unwrap_or(0)));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Whether two open files are the same one.

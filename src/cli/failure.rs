@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use crate::error::Error;
 use crate::mount::MountError;
 use crate::publish::PublishError;
+use crate::publish::oci::PushError;
 
 /// What the program exits with when it fails, as the other Musher tools do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +132,15 @@ impl From<MountError> for Failure {
 impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
         Self::new(Exit::General, &error).with_hint(Some(error.hint()))
+    }
+}
+
+/// The registry's own error decides the code, and says what to do where it knows better.
+impl From<PushError> for Failure {
+    fn from(error: PushError) -> Self {
+        let cause = error.cause().cloned().map(Self::from);
+        let code = cause.map_or(Exit::General.into(), |cause| cause.code);
+        Self::text(code, with_causes(&error)).with_hint(Some(error.hint()))
     }
 }
 

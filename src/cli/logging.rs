@@ -14,6 +14,7 @@ mod syslog;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
@@ -56,6 +57,11 @@ impl Verbosity {
         })
     }
 
+    /// As a word, which [`str::parse`] reads.
+    pub fn words() -> [&'static str; 5] {
+        ["error", "warn", "info", "debug", "trace"]
+    }
+
     fn filter(self) -> EnvFilter {
         let others = match self.0 {
             LevelFilter::ERROR => "error",
@@ -63,6 +69,22 @@ impl Verbosity {
             _ => "warn",
         };
         EnvFilter::new(format!("{others},musherfs={}", self.0))
+    }
+}
+
+impl FromStr for Verbosity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !Self::words().contains(&text) {
+            return Err(format!(
+                "`{text}` is no level; there are {}",
+                Self::words().join(", ")
+            ));
+        }
+        text.parse()
+            .map(Self)
+            .map_err(|error| format!("`{text}`: {error}"))
     }
 }
 

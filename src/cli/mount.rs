@@ -2,19 +2,24 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::logging::{self, Target, Verbosity};
+use super::logging::{self, Log, Target, Verbosity};
 use super::shared::{Context, SourceArgs, given, runtime};
+use crate::care::keeper::Keeper;
 use crate::config::service::ServiceManager;
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
 use crate::mount::background::{self, Starter, Supervisor};
+use crate::mount::control::metrics;
 use crate::mount::demo::Demo;
 use crate::mount::fdstore::Store;
 use crate::mount::helper::{self, HelperCall, Setting};
-use crate::mount::{self, Ending, MountOptions, daemon, invalidate, keeper, touch, upgrade};
+use crate::mount::{
+    self, Ending, MountOptions, daemon, invalidate, keeper, service, touch, upgrade,
+};
 use crate::paths::Directories;
 use crate::reference::Namespace;
 
@@ -25,13 +30,16 @@ const HELP: &str = "\
 Examples:
   musherfs mount
   musherfs mount --namespace acme ~/bundles
+  musherfs mount --oci ghcr.io --namespace acme
+  musherfs mount --oci registry.example.com/team --mirror https://cache.example.com:5000
   musherfs mount --api-url http://127.0.0.1:8787 --foreground /tmp/m
   musherfs mount -o user_xattr,allow_other,readahead=0
 
 In /etc/fstab:
   musherfs  /mnt/musher  fuse.musherfs  allow_other,nofail,api_key_file=/etc/musher/key  0  0
 
-What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`, and all others
+What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`,
+`oci.registry_url`, and all others
 below `mount:`, such as `mount.readahead` for MUSHERFS_READAHEAD.";
 
 /// Mount all bundles as files
@@ -55,7 +63,7 @@ pub(super) struct Args {
     fd_store: bool,
 
     /// Show sample bundles from a registry inside this program
-    #[arg(long, conflicts_with_all = ["api_url", "offline"])]
+    #[arg(long, conflicts_with_all = ["api_url", "oci", "mirrors", "offline"])]
     demo: bool,
 
     /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
@@ -97,9 +105,27 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = value::timeout)]
     content_timeout: Option<Duration>,
 
+    /// Keep the cache below this size, such as 2GiB: what was least recently read goes first, and
+    /// what is pinned stays; 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    cache_max_size: Option<u64>,
+
+    /// Show only what this lockfile names, as `musherfs lock` writes it [env: MUSHERFS_LOCKED]
+    #[arg(long, value_name = "FILE")]
+    locked: Option<PathBuf>,
+
     /// How many threads answer the kernel, 2 to 4 [env: MUSHERFS_THREADS] [default: as many as CPUs]
     #[arg(long, value_name = "N", value_parser = value::threads)]
     threads: Option<usize>,
+
+    /// Leave a file NOT-MOUNTED in the directory beneath the mount, for whoever looks too early
+    #[arg(long)]
+    marker: bool,
+
+    /// Serve numbers for monitoring (/metrics in Prometheus text, /healthz, /readyz) on a loopback
+    /// address with a port, or on unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<metrics::Address>,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -129,6 +155,8 @@ pub(super) struct Plan {
     pub(super) demo: bool,
     pub(super) fd_store: bool,
     pub(super) verbosity: Verbosity,
+    pub(super) marker: bool,
+    pub(super) metrics: Option<metrics::Address>,
     pub(super) context: Context,
 }
 
@@ -147,6 +175,8 @@ impl Plan {
         overrides.metadata_timeout = args.metadata_timeout.or(overrides.metadata_timeout);
         overrides.content_timeout = args.content_timeout.or(overrides.content_timeout);
         overrides.threads = args.threads.or(overrides.threads);
+        overrides.cache_max_size = args.cache_max_size.or(overrides.cache_max_size);
+        overrides.locked = args.locked.or(overrides.locked);
 
         Ok(Self {
             mountpoint: absolute(&args.mountpoint)?,
@@ -159,6 +189,8 @@ impl Plan {
             demo: args.demo,
             fd_store: args.fd_store,
             verbosity,
+            marker: args.marker,
+            metrics: args.metrics,
             context: Context::load(overrides, args.source.api_key())?,
         })
     }
@@ -180,18 +212,20 @@ impl Plan {
             demo: false,
             fd_store: false,
             verbosity: Verbosity::new(call.verbose.into(), false),
+            marker: false,
+            metrics: None,
             context: Context::load(overrides, None)?,
         })
     }
 
     /// Starts the log that fits the role.
-    fn start_log(&self) -> Result<(), Failure> {
+    fn start_log(&self) -> Result<Log, Failure> {
         let target = match self.role {
             Role::Foreground => Target::Foreground,
             Role::Starter => Target::Command,
             Role::Daemon => Target::Background,
         };
-        logging::init(target, self.verbosity, &self.context.directories)?;
+        let log = logging::init(target, self.verbosity, &self.context.directories)?;
         // The daemon would only repeat what its starter has said.
         if self.role != Role::Daemon {
             self.context.log_warnings();
@@ -199,7 +233,7 @@ impl Plan {
         for (name, text, origin) in self.context.config.explain() {
             tracing::debug!("{name} = {text} ({origin})");
         }
-        Ok(())
+        Ok(log)
     }
 }
 
@@ -249,22 +283,26 @@ impl Again {
 /// Does what is asked for in another way than by a subcommand for people: by mount(8), which has
 /// its own conventions, or by this program itself. `None` if the arguments are for people.
 pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Failure>> {
-    if let Some(command) = arguments.get(1) {
-        if command == touch::SUBCOMMAND {
-            return Some(touch_mount(arguments.get(2)));
+    // First of all, and without reading the other arguments: a keeper stays small.
+    let last = arguments.last()?.to_str();
+    if last.is_some_and(|last| KEEPER_MARK.contains(&last)) {
+        return Some(keep());
+    }
+    match arguments.get(1).and_then(|argument| argument.to_str()) {
+        Some(touch::SUBCOMMAND) => return Some(touch_mount(arguments.get(2))),
+        Some(touch::PROBE_SUBCOMMAND) => {
+            let dir = arguments.get(2).map_or(Path::new("/"), Path::new);
+            return Some(Err(Failure::text(touch::probe(dir), "")));
         }
-        if command == invalidate::SUBCOMMAND {
+        Some(keeper::probe::SUBCOMMAND) => return Some(probe_mount(arguments.get(2))),
+        Some(invalidate::SUBCOMMAND) => {
             let wrong = |error| Failure::usage(format!("only for the daemon: {error}"));
             return Some(invalidate::help().map_err(wrong));
         }
-        if command == keeper::probe::SUBCOMMAND {
-            return Some(probe_mount(arguments.get(2)));
+        Some(service::SUBCOMMAND) => {
+            return Some(watch_mount(arguments.get(2), arguments.get(3)));
         }
-    }
-    let last = arguments.last()?.to_str();
-    // First of all, and without reading the other arguments: a keeper stays small.
-    if last.is_some_and(|last| KEEPER_MARK.contains(&last)) {
-        return Some(keep());
+        _ => {}
     }
     let (arguments, role) = match arguments.split_last() {
         Some((last, others)) if last == DAEMON_MARK[1] => (others, Role::Daemon),
@@ -307,6 +345,16 @@ fn touch_mount(dir: Option<&OsString>) -> Result<(), Failure> {
 fn probe_mount(dir: Option<&OsString>) -> Result<(), Failure> {
     let dir = dir.ok_or_else(|| Failure::usage("which mount?"))?;
     keeper::probe::ask(dir).map_err(|error| Error::io(dir, error).into())
+}
+
+/// Feeds a service manager's watchdog while somebody's mount answers.
+fn watch_mount(dir: Option<&OsString>, interval: Option<&OsString>) -> Result<(), Failure> {
+    let interval = interval.and_then(|text| text.to_str()?.parse().ok());
+    let (Some(dir), Some(interval)) = (dir, interval) else {
+        return Err(Failure::usage("which mount, and how often?"));
+    };
+    service::watch(Path::new(dir), Duration::from_millis(interval))
+        .map_err(|error| Error::io(dir, error).into())
 }
 
 pub(super) fn run(plan: Plan) -> Result<(), Failure> {
@@ -414,6 +462,7 @@ fn keeper_plan(plan: &Plan, again: &Again) -> Result<keeper::Plan, Failure> {
             arguments: again.with(DAEMON_MARK),
             directory: link("/proc/self/cwd")?,
         },
+        marker: plan.marker,
         runtime_dir: Some(plan.context.directories.runtime.clone()),
         timing: keeper::Timing::default(),
     })
@@ -421,13 +470,13 @@ fn keeper_plan(plan: &Plan, again: &Again) -> Result<keeper::Plan, Failure> {
 
 /// Mounts, serves, and tells the supervisor, if there is one, of whatever keeps it from that.
 fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
-    let prepared = plan.start_log().and_then(|()| runtime());
-    let runtime = match prepared {
-        Ok(runtime) => runtime,
+    let prepared = plan.start_log().and_then(|log| Ok((log, runtime()?)));
+    let (log, runtime) = match prepared {
+        Ok(prepared) => prepared,
         Err(failure) => return Err(tell(supervisor, failure)),
     };
     let ending = runtime.block_on(async {
-        match prepare(plan).await {
+        match prepare(plan, log).await {
             Ok((daemon, _demo)) => daemon::run(daemon, supervisor).await.map_err(Failure::from),
             Err(failure) => Err(tell(supervisor, failure)),
         }
@@ -444,7 +493,7 @@ fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
 
 /// Everything that can fail before the mount is tried; the demo's registry lives as long as the
 /// returned guard.
-async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure> {
+async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>), Failure> {
     let demo = if plan.demo {
         let demo = Demo::start().await?;
         demo.adjust(&mut plan.context.config, &mut plan.context.directories);
@@ -452,7 +501,9 @@ async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure
     } else {
         None
     };
-    let client = plan.context.client()?;
+    let client = plan.context.unlimited_client()?;
+    let state = plan.context.directories.own_state();
+    let keeper = Keeper::new(&client, &state, plan.context.config.cache_limit());
     let Context {
         config,
         directories,
@@ -462,11 +513,19 @@ async fn prepare(mut plan: Plan) -> Result<(daemon::Plan, Option<Demo>), Failure
     let daemon = daemon::Plan {
         dir: plan.mountpoint,
         options: plan.options,
+        marker: plan.marker,
         client,
-        registry: config.api_url.to_string(),
+        keeper,
+        registry: config.registry().to_string(),
         user_xattr: config.user_xattr.value,
         threads: config.threads.value,
         runtime_dir: Some(directories.runtime),
+        set_log: Some(Arc::new(move |level| {
+            let verbosity = level.parse()?;
+            log.set_verbosity(verbosity)
+                .map_err(|error| error.to_string())
+        })),
+        metrics: plan.metrics,
     };
     Ok((daemon, demo))
 }

@@ -9,16 +9,17 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::logging::Verbosity;
+use super::oci::OciArgs;
 use super::output::{self, Align, Table};
+use super::publish::PushArgs;
 use super::shared::runtime;
+use super::yank::{self, ActorArg, reason};
 use crate::error::Error;
+use crate::manifest::State;
 use crate::mount::StopSignals;
 use crate::publish::{Publication, Visibility};
 use crate::reference::VersionRef;
 use crate::registry::{Listed, Registry, Storage, samples};
-
-/// Longest reason for a yank, in bytes: it travels in answers and attributes.
-const MAX_REASON: usize = 1000;
 
 /// Run a registry of your own, and publish to it
 #[derive(clap::Args)]
@@ -59,10 +60,47 @@ struct Root {
     path: PathBuf,
 }
 
+/// A registry's directory, where an OCI registry may be meant instead.
+#[derive(clap::Args)]
+struct MaybeRoot {
+    /// The registry's directory; it is created if it is missing
+    #[arg(
+        long = "root",
+        value_name = "DIR",
+        env = "MUSHERFS_REGISTRY_ROOT",
+        required_unless_present = "oci"
+    )]
+    path: Option<PathBuf>,
+
+    #[command(flatten)]
+    oci: OciArgs,
+}
+
+/// Where something is to be done.
+enum Place<'a> {
+    Directory(Storage),
+    Oci(&'a OciArgs),
+}
+
+impl MaybeRoot {
+    /// What was typed wins over the variable.
+    fn place(&self) -> Result<Place<'_>, Failure> {
+        match &self.path {
+            Some(path) if self.oci.oci.is_none() => Ok(Place::Directory(Storage::open(path)?)),
+            _ => Ok(Place::Oci(&self.oci)),
+        }
+    }
+}
+
 /// Serve bundles over HTTP until SIGTERM or Ctrl-C
 ///
 /// The first line on stdout is `listening on http://ADDRESS:PORT`, once requests are answered.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry serve --root ~/registry
+  musherfs registry serve --root /tmp/registry --samples --listen 127.0.0.1:0
+  MUSHERFS_REGISTRY_TOKEN=$(cat key) musherfs registry serve --root ~/registry")]
 struct Serve {
     #[command(flatten)]
     root: Root,
@@ -89,27 +127,37 @@ struct Serve {
 
 /// Publish a directory with a musher.yaml
 ///
-/// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once.
+/// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once. With --oci, it is published
+/// to that registry instead, as by `musherfs publish`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry publish --root ~/registry ./my-bundle")]
 struct Publish {
     #[command(flatten)]
-    root: Root,
+    root: MaybeRoot,
 
     /// The directory that has the musher.yaml
     #[arg(value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
 
     #[command(flatten)]
-    actor: Actor,
+    options: PushArgs,
+
+    #[command(flatten)]
+    actor: ActorArg,
 }
 
 /// Withdraw a version: no name, tag or range means it any more
 ///
 /// Whoever names it exactly can still read it.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry yank --root ~/registry acme/kit@1.2.0 --reason 'leaks a secret'")]
 struct Yank {
     #[command(flatten)]
-    root: Root,
+    root: MaybeRoot,
 
     /// NAMESPACE/BUNDLE@VERSION
     #[arg(value_name = "REF")]
@@ -120,37 +168,31 @@ struct Yank {
     reason: String,
 
     #[command(flatten)]
-    actor: Actor,
+    actor: ActorArg,
 }
 
 /// Take a yank back
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry unyank --root ~/registry acme/kit@1.2.0")]
 struct Unyank {
     #[command(flatten)]
-    root: Root,
+    root: MaybeRoot,
 
     /// NAMESPACE/BUNDLE@VERSION
     #[arg(value_name = "REF")]
     reference: VersionRef,
 
     #[command(flatten)]
-    actor: Actor,
-}
-
-#[derive(clap::Args)]
-struct Actor {
-    /// Who does it, for the record
-    #[arg(
-        long = "actor",
-        value_name = "NAME",
-        env = "USER",
-        default_value = "unknown"
-    )]
-    name: String,
+    actor: ActorArg,
 }
 
 /// List all versions
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs registry list --root ~/registry --json")]
 struct List {
     #[command(flatten)]
     root: Root,
@@ -183,23 +225,10 @@ fn token(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn reason(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() {
-        Err("say why: users of the version will read it".into())
-    } else if text.len() > MAX_REASON || text.chars().any(char::is_control) {
-        Err(format!(
-            "a reason is one line of at most {MAX_REASON} bytes"
-        ))
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Serve(args) => serve(args),
-        Command::Publish(args) => output::line(&publish(&args)?.to_string()),
+        Command::Publish(args) => publish(&args),
         Command::Yank(args) => yank(&args),
         Command::Unyank(args) => unyank(&args),
         Command::List(args) => {
@@ -272,7 +301,12 @@ fn serve(args: Serve) -> Result<(), Failure> {
     })
 }
 
-fn publish(args: &Publish) -> Result<VersionRef, Failure> {
+fn publish(args: &Publish) -> Result<(), Failure> {
+    let storage = match args.root.place()? {
+        Place::Directory(storage) => storage,
+        Place::Oci(oci) => return super::publish::publish(&args.bundle, &args.options, oci),
+    };
+    args.options.check_for_directory()?;
     let publication = Publication::read(&args.bundle)?;
     for warning in publication.warnings() {
         tracing::warn!("{warning}");
@@ -283,11 +317,18 @@ fn publish(args: &Publish) -> Result<VersionRef, Failure> {
             publication.reference
         );
     }
-    Ok(args.root.open()?.publish(&publication, &args.actor.name)?)
+    let reference = storage.publish(&publication, &args.actor.name)?;
+    args.options.print_published(&reference)
 }
 
 fn yank(args: &Yank) -> Result<(), Failure> {
-    let storage = args.root.open()?;
+    let storage = match args.root.place()? {
+        Place::Directory(storage) => storage,
+        Place::Oci(oci) => {
+            let why = Some(args.reason.as_str());
+            return yank::change(oci, &args.reference, State::Yanked, why, &args.actor).map(drop);
+        }
+    };
     if !storage.yank(&args.reference, &args.reason, &args.actor.name)? {
         tracing::warn!(
             "{} was yanked before; its first reason stays",
@@ -298,7 +339,13 @@ fn yank(args: &Yank) -> Result<(), Failure> {
 }
 
 fn unyank(args: &Unyank) -> Result<(), Failure> {
-    let storage = args.root.open()?;
+    let storage = match args.root.place()? {
+        Place::Directory(storage) => storage,
+        Place::Oci(oci) => {
+            let state = State::Published;
+            return yank::change(oci, &args.reference, state, None, &args.actor).map(drop);
+        }
+    };
     if !storage.unyank(&args.reference, &args.actor.name)? {
         tracing::warn!("{} is not yanked", args.reference);
     }

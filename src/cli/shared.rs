@@ -2,8 +2,11 @@
 //! settings that follow from them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::failure::Failure;
+use crate::care::keeper;
+use crate::care::lockfile::Lockfile;
 use crate::client::{self, Client};
 use crate::config::{Config, Overrides, value};
 use crate::credentials::{ApiKey, KeyChain, KeyOrigin, given_key};
@@ -18,6 +21,32 @@ pub(super) struct SourceArgs {
     // Not parsed by clap, which would repeat a password in it.
     #[arg(long, value_name = "URL")]
     api_url: Option<String>,
+
+    /// Mount what is in an OCI registry: [http[s]://]HOST[:PORT][/PREFIX], such as ghcr.io
+    /// [env: MUSHER_OCI_REGISTRY_URL]
+    ///
+    /// Without --api-url it is the only registry. With one, the API says what there is, and files
+    /// come from the OCI registry first.
+    #[arg(long, value_name = "REGISTRY")]
+    oci: Option<String>,
+
+    /// The user's name for the OCI registry, if it is not in the files of `docker login`
+    /// [env: MUSHERFS_OCI_USER]
+    #[arg(long, value_name = "NAME")]
+    oci_user: Option<String>,
+
+    /// Read the password for the OCI registry from this file, which only its owner may be able to
+    /// read [env: MUSHERFS_OCI_PASSWORD_FILE, or MUSHERFS_OCI_PASSWORD for the password itself]
+    #[arg(long, value_name = "FILE")]
+    oci_password_file: Option<PathBuf>,
+
+    /// Ask this mirror for content first; can be repeated: [api=|oci=|HOST=]URL[#resolve]
+    /// [env: MUSHERFS_MIRRORS]
+    ///
+    /// Content is checked, so a mirror need not be trusted. With `#resolve` it is asked for names
+    /// too, and then it must be.
+    #[arg(long = "mirror", value_name = "URL")]
+    mirrors: Vec<String>,
 
     /// The API key [env: MUSHER_API_KEY]
     ///
@@ -54,6 +83,21 @@ impl SourceArgs {
                 .map_err(|problem| Failure::usage(format!("--api-url: {problem}")))?;
             overrides.api_url = Some(url);
         }
+        if let Some(text) = &self.oci {
+            let url =
+                value::oci(text).map_err(|problem| Failure::usage(format!("--oci: {problem}")))?;
+            overrides.oci_registry_url = Some(url);
+        }
+        for text in &self.mirrors {
+            let mirror = value::mirror(text)
+                .map_err(|problem| Failure::usage(format!("--mirror: {problem}")))?;
+            overrides.mirrors.push(mirror);
+        }
+        overrides.oci_user = self.oci_user.clone().or(overrides.oci_user.take());
+        overrides.oci_password_file = self
+            .oci_password_file
+            .clone()
+            .or(overrides.oci_password_file.take());
         overrides.ca_file = self.ca_file.clone().or(overrides.ca_file.take());
         overrides.api_key_file = self.api_key_file.clone().or(overrides.api_key_file.take());
         overrides.insecure_http = given(self.insecure_http).or(overrides.insecure_http);
@@ -115,13 +159,38 @@ impl Context {
             self.given_key.clone(),
             self.config.api_key_file.value.clone(),
             &self.directories.credential_roots(),
-            &self.config.api_url,
+            self.config.registry(),
             host_ids,
         )
     }
 
-    /// Everything that is needed to ask the registry and the cache. Contacts nobody.
+    /// Everything that is needed to ask the registry and the cache, for a command: what it writes
+    /// to the cache stays below the cache's limit. Contacts nobody.
     pub(super) fn client(&self) -> Result<Client, Failure> {
+        let client = self.unlimited_client()?;
+        let (state, limit) = (self.directories.own_state(), self.config.cache_limit());
+        keeper::limit_growth(&client, &state, limit);
+        Ok(client)
+    }
+
+    /// The same for a mount, which has a keeper for its cache.
+    pub(super) fn unlimited_client(&self) -> Result<Client, Failure> {
+        let locked = match &*self.config.locked {
+            Some(path) => Some(Arc::new(
+                Lockfile::read(path)?.locked(&self.config.api_url)?,
+            )),
+            None => None,
+        };
+        Ok(Client::locked(
+            &self.config,
+            &self.directories,
+            self.key_chain()?,
+            locked,
+        )?)
+    }
+
+    /// Where the key of the registry is looked for.
+    pub(super) fn key_chain(&self) -> Result<KeyChain, Failure> {
         let host = client::host_of(&self.config)?;
         let mut hosts = vec![host.as_str().to_owned()];
         hosts.extend(
@@ -129,11 +198,7 @@ impl Context {
                 .iter()
                 .map(|host| host.as_str().to_owned()),
         );
-        Ok(Client::new(
-            &self.config,
-            &self.directories,
-            self.keys(&hosts),
-        )?)
+        Ok(self.keys(&hosts))
     }
 
     /// Logs what had to be ignored on the way. For when there is a log.

@@ -1,36 +1,82 @@
 //! `musherfs status`: what the running mounts of this user say.
 
-use super::failure::Failure;
-use super::output::{self, Align, Table};
+use std::fmt::Write as _;
+
+use super::failure::{Exit, Failure, printable};
+use super::output::{self, Align, Table, size};
 use super::shared::runtime;
 use crate::error::Error;
-use crate::mount::control::{self, Status};
+use crate::mount::control::{SourceStatus, Status, client};
 use crate::paths::Directories;
+
+/// How many waiting requests and failures are printed for people.
+const MOST: usize = 5;
 
 /// Show the running mounts
 ///
-/// Asks their daemons over a socket, never through the mount, so it answers when the network hangs.
+/// Asks their daemons over a socket, never through the mount, so it answers within a second also
+/// when the network hangs. Of a system service, only root sees the mounts.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   musherfs status
-  musherfs status --json")]
+  musherfs status -l                    also sources, waiting requests, failures
+  musherfs status --json | jq '.[].reads.hitRate'
+
+Exit status:
+  0 if all mounts answered, also if there are none; 5 if one did not")]
 pub(super) struct Args {
     /// Print JSON, with all counters
     #[arg(long)]
     json: bool,
+
+    /// Say more of each mount
+    #[arg(short, long)]
+    long: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let directories = Directories::from_env()?;
-    let asking = control::all(&directories.runtime);
+    let asking = client::all(&directories.runtime);
     let all = runtime()?
         .block_on(asking)
         .map_err(|error| Error::io(&directories.runtime, error))?;
     if args.json {
-        return output::json(&all);
+        output::json(&all.mounts)?;
+    } else if args.long {
+        for status in &all.mounts {
+            output::write_all(describe(status).as_bytes())?;
+        }
+    } else {
+        table(&all.mounts).print()?;
+        if all.mounts.is_empty() && all.silent.is_empty() {
+            tracing::info!("nothing is mounted");
+        }
     }
-    table(&all).print()
+    match all.silent.as_slice() {
+        [] => Ok(()),
+        [first, ..] => Err(Failure::text(
+            Exit::Timeout,
+            format!("process {} does not answer: {}", first.pid, first.error),
+        )
+        .with_hint(Some(
+            "`musherfs doctor` tells whether its mount still serves",
+        ))),
+    }
+}
+
+fn state(sources: &[SourceStatus]) -> String {
+    match sources {
+        [] => "offline".to_owned(),
+        sources => {
+            let states: Vec<&str> = sources.iter().map(|source| source.state.as_str()).collect();
+            states.join(",")
+        }
+    }
+}
+
+fn percent(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}%", rate * 100.0))
 }
 
 fn table(all: &[Status]) -> Table {
@@ -38,31 +84,104 @@ fn table(all: &[Status]) -> Table {
         ("MOUNTPOINT", Align::Left),
         ("REGISTRY", Align::Left),
         ("STATE", Align::Left),
+        ("HITS", Align::Right),
+        ("CACHE", Align::Right),
+        ("WAITING", Align::Right),
         ("PID", Align::Right),
         ("UPTIME", Align::Right),
     ]);
     for status in all {
-        let states: Vec<&str> = status
-            .sources
-            .iter()
-            .map(|source| source.state.as_str())
-            .collect();
         table.row([
             status.mountpoint.display().to_string(),
             status.registry.clone(),
-            match states.as_slice() {
-                [] => "offline".to_owned(),
-                states => states.join(","),
-            },
+            state(&status.sources),
+            percent(status.reads.hit_rate),
+            size(status.cache.bytes),
+            status.in_flight.len().to_string(),
             status.pid.to_string(),
-            uptime(status.uptime_seconds),
+            time(status.uptime_seconds),
         ]);
     }
     table
 }
 
+fn describe(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12}{}", printable(&value));
+    };
+    line("mountpoint", status.mountpoint.display().to_string());
+    line(
+        "daemon",
+        format!(
+            "process {}, musherfs {}, up {}",
+            status.pid,
+            status.version,
+            time(status.uptime_seconds)
+        ),
+    );
+    line("registry", status.registry.clone());
+    if status.sources.is_empty() {
+        line("source", "none: offline".to_owned());
+    }
+    for source in &status.sources {
+        let mut value = format!("{}: {}", source.name, source.state);
+        if let Some(seconds) = source.retry_in_seconds {
+            let _ = write!(value, ", asked again in {seconds:.0} s");
+        }
+        if let Some(error) = &source.error {
+            let _ = write!(value, " ({error})");
+        }
+        line("source", value);
+    }
+    line(
+        "cache",
+        format!(
+            "{} in {} blobs, {}",
+            size(status.cache.bytes),
+            status.cache.blobs,
+            status.cache.location.display()
+        ),
+    );
+    let reads = &status.reads;
+    line(
+        "reads",
+        format!(
+            "{} warm, {} cold ({} hits), {} read, {} fetched",
+            reads.warm,
+            reads.cold,
+            percent(reads.hit_rate),
+            size(reads.bytes),
+            size(reads.fetched_bytes)
+        ),
+    );
+    for one in status.in_flight.iter().take(MOST) {
+        let path = one.path.as_deref().unwrap_or("?");
+        let (operation, pid, age) = (&one.operation, one.pid, one.age_seconds);
+        line(
+            "waiting",
+            format!("{operation} {path} for {age:.1} s (process {pid})"),
+        );
+    }
+    if let Some(more) = status.in_flight.len().checked_sub(MOST + 1) {
+        line("waiting", format!("and {} more", more + 1));
+    }
+    for failure in status.failures.iter().take(MOST) {
+        let path = failure.path.as_deref().unwrap_or("?");
+        line(
+            "failure",
+            format!(
+                "{} {path}: {} ({}; {} times, last at {:.0})",
+                failure.operation, failure.message, failure.errno, failure.times, failure.at
+            ),
+        );
+    }
+    text.push('\n');
+    text
+}
+
 /// The two largest units.
-fn uptime(seconds: u64) -> String {
+pub(super) fn time(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),

@@ -11,6 +11,11 @@ use crate::mount::{How, unmount_command, unmount_dead};
 /// Says which processes hold the mount if it is busy. Never contacts the daemon, so it works when
 /// that hangs or is gone.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs umount
+  musherfs umount --lazy ~/bundles      others may finish what they read
+  musherfs umount --force ~/bundles     the daemon hangs, or is gone")]
 pub(super) struct Args {
     /// Where it is mounted
     #[arg(default_value = DEFAULT_MOUNTPOINT)]

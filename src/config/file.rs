@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{API_URL, CA_FILE, MOUNT_NAMES, OCI_REGISTRY_URL};
+use super::{API_URL, CA_FILE, MIRRORS, MOUNT_NAMES, OCI_REGISTRY_URL};
 use crate::error::{Error, Result};
 
 /// The settings of the file. A file that does not exist has none.
@@ -106,18 +106,41 @@ impl File {
 
     fn insert(&mut self, name: &'static str, value: &Value) -> Result<()> {
         let text = match value {
+            Value::Array(items) if name == MIRRORS.file => {
+                let items: Option<Vec<_>> = items.iter().map(mirror).collect();
+                items.map(|items| items.join(","))
+            }
             Value::Array(items) => {
                 let items: Option<Vec<_>> = items.iter().map(scalar).collect();
                 items.map(|items| items.join(","))
             }
             value => scalar(value),
         };
-        let text = text.ok_or_else(|| self.problem(name, "not a single value or a list"))?;
+        let text = text.ok_or_else(|| {
+            self.problem(name, "not a single value or a list of what can stand here")
+        })?;
         if !text.is_empty() {
             self.values.insert(name, text);
         }
         Ok(())
     }
+}
+
+/// A mirror as the command line spells it, from `{for: …, url: …, resolve: …}`.
+fn mirror(value: &Value) -> Option<String> {
+    let Value::Object(fields) = value else {
+        return scalar(value);
+    };
+    let mut text = fields.get("url").and_then(scalar)?;
+    for (name, value) in fields {
+        match (name.as_str(), value) {
+            ("url", _) | ("resolve", Value::Bool(false)) => {}
+            ("resolve", Value::Bool(true)) => text.push_str("#resolve"),
+            ("for", value) => text = format!("{}={text}", scalar(value)?),
+            _ => return None,
+        }
+    }
+    Some(text)
 }
 
 fn scalar(value: &Value) -> Option<String> {

@@ -244,3 +244,17 @@ fn what_somebody_set_can_be_explained() {
         ]
     );
 }
+
+#[test]
+fn a_directory_can_stand_where_an_oci_registry_is_expected() {
+    for path in ["/media/stick", "/with space/ü", "/100%/a?b#c", "/"] {
+        let url = value::oci(&format!("oci-layout:{path}")).unwrap();
+        assert_eq!(value::layout(&url).as_deref(), Some(Path::new(path)));
+    }
+    let relative = value::layout(&value::oci("oci-layout:some/where").unwrap()).unwrap();
+    assert!(relative.is_absolute() && relative.ends_with("some/where"));
+    assert!(value::oci("oci-layout:").is_err());
+    let registry = value::oci("localhost:5000").unwrap();
+    assert_eq!(registry.as_str(), "http://localhost:5000/");
+    assert_eq!(value::layout(&registry), None);
+}

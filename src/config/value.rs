@@ -1,9 +1,10 @@
 //! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
 //! file all accept the same.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use url::Url;
+use url::{Host, Url};
 
 use super::THREADS;
 use crate::reference::Namespace;
@@ -76,6 +77,9 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// How a directory is named where an OCI registry is expected.
+const LAYOUT: &str = "oci-layout:";
+
 /// A registry's URL, without trailing slashes below its root.
 ///
 /// A user or password in it is refused: it would end up in logs.
@@ -102,6 +106,95 @@ pub fn url(text: &str) -> Result<Url, String> {
     let path = url.path().trim_end_matches('/').to_owned();
     url.set_path(&path);
     Ok(url)
+}
+
+/// An OCI registry: `[http[s]://]HOST[:PORT][/PREFIX]`. Without a scheme it is https, on loopback
+/// http.
+pub fn registry(text: &str) -> Result<Url, String> {
+    let text = text.trim();
+    if text.contains("://") {
+        return url(text);
+    }
+    let secure = url(&format!("https://{text}"))?;
+    if is_loopback(&secure) {
+        url(&format!("http://{text}"))
+    } else {
+        Ok(secure)
+    }
+}
+
+/// Where OCI artifacts come from: a [`registry`], or `oci-layout:DIR`, a directory.
+pub fn oci(text: &str) -> Result<Url, String> {
+    let Some(path) = text.trim().strip_prefix(LAYOUT) else {
+        return registry(text);
+    };
+    if path.is_empty() {
+        return Err("oci-layout: is followed by a directory".into());
+    }
+    // A daemon's working directory is another one.
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    let url = Url::from_file_path(&path)
+        .map_err(|()| format!("{} is not a usable path", path.display()))?;
+    Url::parse(&format!("{LAYOUT}{}", url.path())).map_err(|error| error.to_string())
+}
+
+/// The directory that a value of [`oci`] is, if it is one.
+pub fn layout(url: &Url) -> Option<PathBuf> {
+    let path = url.as_str().strip_prefix(LAYOUT)?;
+    Url::parse(&format!("file://{path}"))
+        .ok()?
+        .to_file_path()
+        .ok()
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => false,
+    }
+}
+
+/// A mirror of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// What it is a mirror of: `api`, `oci`, or a host; of whatever registry is in use if not said.
+    pub of: Option<String>,
+    /// Where it is.
+    pub url: Url,
+    /// Whether it is asked for names too, not only for content.
+    pub resolve: bool,
+}
+
+/// One mirror: `[FOR=]URL[#resolve]`.
+pub fn mirror(text: &str) -> Result<Mirror, String> {
+    let text = text.trim();
+    let (of, rest) = match text.split_once('=') {
+        Some((of, rest)) if !of.contains("://") => (Some(of.trim().to_owned()), rest),
+        _ => (None, text),
+    };
+    let (url, resolve) = match rest.split_once('#') {
+        None => (rest, false),
+        Some((url, "resolve")) => (url, true),
+        Some(_) => return Err("behind the `#` of a mirror only `resolve` can stand".into()),
+    };
+    if of.as_deref() == Some("") {
+        return Err("it does not say what it is a mirror of before the `=`".into());
+    }
+    Ok(Mirror {
+        of,
+        url: registry(url)?,
+        resolve,
+    })
+}
+
+/// Mirrors with commas between them, the nearest first.
+pub fn mirrors(text: &str) -> Result<Vec<Mirror>, String> {
+    text.split(',')
+        .filter(|item| !item.trim().is_empty())
+        .map(mirror)
+        .collect()
 }
 
 /// One namespace.
@@ -191,6 +284,28 @@ mod tests {
             "18446744073709551616",
         ] {
             assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mirrors_say_of_what_and_whether_they_resolve() {
+        let one = |text: &str| mirror(text).unwrap();
+        let plain = one("localhost:5000");
+        assert_eq!((plain.of, plain.resolve), (None, false));
+        assert_eq!(plain.url.as_str(), "http://localhost:5000/");
+        let full = one("ghcr.io=https://cache.example/proxy#resolve");
+        assert_eq!((full.of.as_deref(), full.resolve), (Some("ghcr.io"), true));
+        assert_eq!(full.url.as_str(), "https://cache.example/proxy");
+        assert_eq!(mirrors("a.example, b.example#resolve").unwrap().len(), 2);
+        for bad in [
+            "",
+            "=https://x",
+            "https://x#yes",
+            "https://x?a=b",
+            "u:p@x",
+            "oci=ftp://x",
+        ] {
+            assert!(mirror(bad).is_err(), "{bad}");
         }
     }
 

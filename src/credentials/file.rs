@@ -47,6 +47,14 @@ impl KeyFile {
         &self.path
     }
 
+    /// Why a file that is there gives no key.
+    pub(super) fn problem(&self) -> Option<String> {
+        match read_key(&self.path) {
+            Ok(_) | Err(Problem::Missing(_) | Problem::Empty) => None,
+            Err(problem) => Some(format!("{}: {problem}", self.path.display())),
+        }
+    }
+
     /// The key in the file; `None` if the chain should look elsewhere.
     pub(super) fn read(&self) -> Result<Option<ApiKey>> {
         match read_key(&self.path) {

@@ -101,7 +101,7 @@ impl Inodes {
     /// The number of the bare name `name`'s node; remembered, so that [`Inodes::node`] knows it.
     pub fn name(&self, name: Name) -> u64 {
         let text = name.text();
-        let ino = NAME_BIT | first_bits(&format!("musherfs-1/{}/{text}", self.host), 52);
+        let ino = self.expected_name(&name);
         // A collision of 52 bits would need millions of names; the later one wins the number.
         let known = read(&self.names)
             .get(&ino)
@@ -111,6 +111,11 @@ impl Inodes {
             self.journal.remember_name(&text);
         }
         ino
+    }
+
+    /// The number that `name`'s node has, or would have if somebody asked for it.
+    pub fn expected_name(&self, name: &Name) -> u64 {
+        NAME_BIT | first_bits(&format!("musherfs-1/{}/{}", self.host, name.text()), 52)
     }
 
     /// The number of the root of a version; its entries follow.
@@ -142,6 +147,15 @@ impl Inodes {
         let tag = tag_of(text, self.journal.salt(text));
         let tags = read(&self.tags);
         tags.get(&tag).is_some_and(|known| **known == *key)
+    }
+
+    /// The number that [`Inodes::version`] gives, without giving it out.
+    pub fn expected_version_of(&self, loaded: &Loaded) -> u64 {
+        let mut text = journal_key(&loaded.host, loaded.manifest.id());
+        if loaded.host.is_local() {
+            text = format!("{text}/{}", loaded.manifest.table_digest());
+        }
+        tag_of(&text, self.journal.salt(&text)) << INDEX_BITS
     }
 
     /// Gives `key` the first tag for `text` that nobody else has.

@@ -30,7 +30,8 @@ pub(super) fn all(fs: &Fs, ino: u64, node: &Node) -> Vec<(&'static str, String)>
             all.push(("namespace", version.bundle.namespace.to_string()));
             all.push(("bundle", version.bundle.slug.to_string()));
             all.push(("version", version.version.to_string()));
-            if let Some(Ok(loaded)) = fs.store.manifest_now(version) {
+            // Whatever the policy says about looking it up: whoever asks has it already.
+            if let Some(loaded) = fs.store.held_now(version) {
                 all.push(("state", loaded.manifest.info().state.as_str().to_owned()));
                 match loaded.manifest.entry(*index).filter(Entry::is_file) {
                     Some(file) => file_attributes(fs, file, &mut all),
@@ -39,7 +40,7 @@ pub(super) fn all(fs: &Fs, ino: u64, node: &Node) -> Vec<(&'static str, String)>
             }
         }
     }
-    if let Some(failure) = fs.failure(ino) {
+    if let Some(failure) = fs.failures.about(ino) {
         all.push(("error", failure.error.to_string()));
     }
     all

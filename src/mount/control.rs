@@ -1,122 +1,100 @@
-//! The control socket: what a running mount says about itself.
+//! The control socket: what a running mount says about itself, and the little it can be told.
 //!
 //! HTTP over a Unix socket in a directory that only this user may enter, one socket a daemon, named
 //! by its process id. Never through the mount: asking must work when the network hangs, and a
-//! process that waits in a mount cannot be killed.
+//! process that waits in a mount cannot be killed. Every answer comes from memory, or at most from
+//! the cache's disk; none waits for a source.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/status` | a [`Status`] as JSON |
+//! | `GET /v1/why?path=…` | a [`Why`] as JSON about a path within the mount |
+//! | `POST /v1/log?level=…` | logs more or less from now on |
+//! | `GET /v1/events` | [`Event`]s, one JSON object a line, until the client leaves |
 
-use std::collections::BTreeMap;
+pub mod client;
+pub mod events;
+pub mod metrics;
+pub mod status;
+pub mod why;
+
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::State;
-use axum::routing::get;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::net::UnixListener;
 
-use crate::metrics::Metrics;
+use super::mountinfo::MountId;
+use crate::fs::Fs;
 use crate::paths::ensure_private_dir;
-use crate::source::Source as _;
-use crate::source::breaker::{BreakerState, Guarded};
+use crate::source::breaker::Guarded;
+
+pub use events::Event;
+pub use status::{SourceStatus, Status};
+pub use why::Why;
 
 /// Below the runtime directory.
-const FOLDER: &str = "musherfs";
+pub(super) const FOLDER: &str = "musherfs";
 
-/// Longest answer that is read.
-const MAX_ANSWER: u64 = 4 << 20;
+/// The runtime directory of the system service, which people who run commands do not have in
+/// their environment.
+pub const SYSTEM_RUNTIME_DIR: &str = "/run/musher";
 
-/// How long a daemon may take to answer before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// What a running mount says about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// The daemon's process id.
-    pub pid: u32,
-    /// The program's version.
-    pub version: String,
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
-    /// The registry's URL.
-    pub registry: String,
-    /// Seconds since it was mounted.
-    pub uptime_seconds: u64,
-    /// The sources in the order they are asked, and whether they are asked at the moment.
-    pub sources: Vec<SourceStatus>,
-    /// The counters by name.
-    pub counters: BTreeMap<String, u64>,
-}
-
-/// One source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SourceStatus {
-    /// Its kind and URL.
-    pub name: String,
-    /// `up`, `down` (skipped for a moment) or `probing`.
-    pub state: String,
-}
+/// Logs as much as a word (`error` to `trace`) says from now on.
+pub type SetLog = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// What the socket answers from.
 pub struct Control {
     mountpoint: PathBuf,
+    mount: MountId,
     registry: String,
     sources: Vec<Arc<Guarded>>,
-    metrics: Arc<Metrics>,
-    since: SystemTime,
+    fs: Arc<Fs>,
+    since: Timestamp,
+    set_log: Option<SetLog>,
+    log_level: Mutex<Option<String>>,
 }
 
 impl Control {
-    /// For a mount that was made just now.
+    /// For a mount that was made just now. Without `set_log` the log stays as it is.
     pub fn new(
         mountpoint: &Path,
+        mount: MountId,
         registry: String,
         sources: Vec<Arc<Guarded>>,
-        metrics: Arc<Metrics>,
+        fs: Arc<Fs>,
+        set_log: Option<SetLog>,
     ) -> Arc<Self> {
         Arc::new(Self {
             mountpoint: mountpoint.to_owned(),
+            mount,
             registry,
             sources,
-            metrics,
-            since: SystemTime::now(),
+            fs,
+            since: Timestamp::now(),
+            set_log,
+            log_level: Mutex::default(),
         })
     }
 
-    fn status(&self) -> Status {
-        let state = |source: &Guarded| match source.state() {
-            BreakerState::Closed => "up",
-            BreakerState::Open { .. } => "down",
-            BreakerState::Probing => "probing",
-        };
-        let counters = self.metrics.snapshot().into_iter();
-        Status {
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            mountpoint: self.mountpoint.clone(),
-            registry: self.registry.clone(),
-            uptime_seconds: self.since.elapsed().map_or(0, |age| age.as_secs()),
-            sources: self
-                .sources
-                .iter()
-                .map(|source| SourceStatus {
-                    name: source.name().to_owned(),
-                    state: state(source).to_owned(),
-                })
-                .collect(),
-            counters: counters
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        }
+    fn set_log(&self, level: &str) -> Result<(), String> {
+        let set_log = self.set_log.as_ref();
+        set_log.ok_or("this log cannot be changed")?(level)?;
+        tracing::info!(level, "the log's level was changed");
+        let mut current = self
+            .log_level
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = Some(level.to_owned());
+        Ok(())
     }
 }
 
@@ -155,6 +133,12 @@ pub fn listen(runtime_dir: &Path, control: Arc<Control>) -> crate::error::Result
             "/v1/status",
             get(|State(control): State<Arc<Control>>| async move { Json(control.status()) }),
         )
+        .route("/v1/why", get(why))
+        .route("/v1/log", post(log))
+        .route(
+            "/v1/events",
+            get(|State(control): State<Arc<Control>>| async move { events::stream(&control.fs) }),
+        )
         .with_state(control);
     Ok(Listening {
         listener,
@@ -172,66 +156,28 @@ impl Listening {
     }
 }
 
-/// What all of this user's running mounts say, those that do not answer within a second left out.
-///
-/// Sockets of processes that are gone are removed.
-///
-/// # Errors
-///
-/// When the directory cannot be read; a missing one has no mounts.
-pub async fn all(runtime_dir: &Path) -> io::Result<Vec<Status>> {
-    let dir = runtime_dir.join(FOLDER);
-    let owner = rustix::process::geteuid().as_raw();
-    let entries = match std::fs::symlink_metadata(&dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-        // A directory that others can write to could hold anybody's socket.
-        Ok(meta) if !meta.is_dir() || meta.uid() != owner || meta.mode() & 0o077 != 0 => {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("{} is not private to this user", dir.display()),
-            ));
-        }
-        Ok(_) => std::fs::read_dir(&dir)?,
-    };
-    let mut all = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "sock")
-        {
-            match tokio::time::timeout(PATIENCE, ask(&path)).await {
-                Ok(Ok(status)) => all.push(status),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    let _ = std::fs::remove_file(&path);
-                }
-                Ok(Err(error)) => tracing::warn!(socket = %path.display(), %error, "no answer"),
-                Err(_) => tracing::warn!(socket = %path.display(), "no answer within a second"),
-            }
-        }
-    }
-    all.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
-    Ok(all)
+#[derive(Deserialize)]
+struct WhyQuery {
+    path: String,
 }
 
-/// One request, one answer: too little to bring in an HTTP client that speaks Unix sockets.
-async fn ask(socket: &Path) -> io::Result<Status> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream
-        .write_all(b"GET /v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        .await?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
-    let malformed = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not an answer of a control socket",
-        )
-    };
-    let end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .ok_or_else(malformed)?;
-    serde_json::from_slice(&answer[end + 4..]).map_err(|_| malformed())
+async fn why(State(control): State<Arc<Control>>, Query(query): Query<WhyQuery>) -> Response {
+    // It may read the cache's disk.
+    let explaining = tokio::task::spawn_blocking(move || Why::of(&control.fs, &query.path));
+    match explaining.await {
+        Ok(why) => Json(why).into_response(),
+        Err(lost) => (StatusCode::INTERNAL_SERVER_ERROR, lost.to_string()).into_response(),
+    }
+}
+
+#[derive(Deserialize)]
+struct LogQuery {
+    level: String,
+}
+
+async fn log(State(control): State<Arc<Control>>, Query(query): Query<LogQuery>) -> Response {
+    match control.set_log(&query.level) {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(problem) => (StatusCode::BAD_REQUEST, problem).into_response(),
+    }
 }

@@ -19,11 +19,13 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::background::Supervisor;
-use super::control::{self, Control};
+use super::control::{self, Control, SetLog, events, metrics};
 use super::fdstore::Store;
 use super::keeper::{Given, Orders};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{invalidate, mount_and_serve, resume, serve, stay, stay_kept, stay_stored, touch};
+use super::{invalidate, mount_and_serve, resume, serve, service};
+use super::{stay, stay_kept, stay_stored, touch};
+use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{Fuse, Handshake};
@@ -31,14 +33,21 @@ use crate::fuse::{Fuse, Handshake};
 /// How long a mount may take to be warmed up by another process.
 const WARM_UP: Duration = Duration::from_secs(10);
 
+/// How often an address is tried that somebody else has.
+const BIND_AGAIN: Duration = Duration::from_millis(200);
+
 /// A mount that is about to be made.
 pub struct Plan {
     /// Where to mount.
     pub dir: PathBuf,
     /// How.
     pub options: MountOptions,
+    /// Whether the directory says that nothing is mounted when nothing is.
+    pub marker: bool,
     /// What to serve.
     pub client: Client,
+    /// Looks after the cache meanwhile.
+    pub keeper: Keeper,
     /// The registry as users know it, without credentials.
     pub registry: String,
     /// Whether extended attributes are answered.
@@ -47,6 +56,10 @@ pub struct Plan {
     pub threads: usize,
     /// Where the control socket goes; `None` for none.
     pub runtime_dir: Option<PathBuf>,
+    /// How the log's level is changed at run time.
+    pub set_log: Option<SetLog>,
+    /// Where the numbers for monitoring are to be had.
+    pub metrics: Option<metrics::Address>,
 }
 
 /// Mounts and serves until the mount is gone or a signal ends it.
@@ -64,8 +77,9 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
     match supervisor {
         None => {
             let signals = listen(false)?;
-            let started = start(plan, Origin::New).await?;
-            warm_up_elsewhere(started.mounted.dir());
+            let mut started = start(plan, Origin::New).await?;
+            let announce = started.announcement();
+            warm_up_elsewhere(started.mounted.dir(), announce);
             started.stay(signals).await
         }
         Some(Supervisor::Starter(starter)) => {
@@ -75,7 +89,10 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
             };
             match started {
                 Ok((started, signals)) => match starter.ready(&started.mounted) {
-                    Ok(()) => started.stay(signals).await,
+                    Ok(()) => {
+                        info!(dir = %started.mounted.dir().display(), started.registry, "mounted");
+                        started.stay(signals).await
+                    }
                     Err(error) => {
                         warn!(%error, "whoever started this is gone: unmounting");
                         let _ = started.mounted.unmount_or_detach();
@@ -96,7 +113,8 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
             let is_new = given.is_none();
             let agreed_before = given.as_ref().and_then(|given| given.handshake);
             let origin = given.map_or(Origin::New, Origin::Given);
-            let started = start(plan, origin).await?;
+            let mut started = start(plan, origin).await?;
+            let announce = started.announcement();
             if is_new {
                 let kept = match started.handshake {
                     Some(handshake) => store.keep(&started.mounted, handshake),
@@ -105,7 +123,9 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
                 if let Err(error) = kept {
                     warn!(%error, "the service manager does not keep the mount");
                 }
-                warm_up_elsewhere(started.mounted.dir());
+                warm_up_elsewhere(started.mounted.dir(), announce);
+            } else {
+                announce();
             }
             let handshake = agreed_before.or(started.handshake);
             let may_retire = handshake.is_some_and(|handshake| handshake.can_resend());
@@ -122,6 +142,7 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
             let first = given.handshake.is_none();
             match start(plan, Origin::Given(given)).await {
                 Ok(started) => {
+                    info!(dir = %started.mounted.dir().display(), started.registry, "serving");
                     let handshake = started.handshake.filter(|_| first);
                     let orders = keeper_waits.ready(handshake).map_err(keeper)?;
                     started.stay_kept(&mut signals, orders).await
@@ -144,6 +165,7 @@ enum Origin {
 }
 
 struct Started {
+    registry: String,
     mounted: Mounted,
     serving: super::Serving,
     handshake: Option<Handshake>,
@@ -152,10 +174,29 @@ struct Started {
 
 async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     let point = match &origin {
-        Origin::New => Some(MountPoint::prepare(&plan.dir)?),
+        Origin::New => {
+            let point = MountPoint::prepare(&plan.dir)?;
+            if plan.marker {
+                point.mark()?;
+            }
+            Some(point)
+        }
         Origin::Given(_) => None,
     };
+    let goes_on = matches!(&origin, Origin::Given(given) if given.handshake.is_some());
     raise_descriptor_limit();
+    // Before mounting: an address that cannot be had is a mistake, not a reason to go without. But
+    // who goes on with a mount waits for a predecessor that still has the address.
+    let endpoint = match &plan.metrics {
+        Some(address) if !goes_on => {
+            let bound = metrics::Endpoint::bind(address).await;
+            let bound = bound.map_err(|error| {
+                MountError::io(address.to_string(), io::Error::other(error.to_string()))
+            })?;
+            Some(bound)
+        }
+        _ => None,
+    };
     let Client {
         resolver,
         store,
@@ -168,7 +209,7 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
         store,
         journal,
         user_xattr: plan.user_xattr,
-        metrics: Arc::clone(&metrics),
+        metrics,
     });
     let (kernel, requests) = mpsc::unbounded_channel();
     fs.set_kernel(kernel);
@@ -204,16 +245,31 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");
     }
-    let control = plan.runtime_dir.and_then(|dir| {
-        let state = Control::new(mounted.dir(), plan.registry.clone(), sources, metrics);
-        control::listen(&dir, state)
+    let control = Control::new(
+        mounted.dir(),
+        mounted.id(),
+        plan.registry.clone(),
+        sources,
+        Arc::clone(&fs),
+        plan.set_log,
+    );
+    let socket = plan.runtime_dir.as_deref().and_then(|dir| {
+        control::listen(dir, Arc::clone(&control))
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
-    info!(dir = %mounted.dir().display(), registry = plan.registry, "serving");
-    let mut tasks = vec![tokio::spawn(fs.tick())];
-    tasks.extend(control.map(|control| tokio::spawn(control.serve())));
+    let mut tasks = vec![tokio::spawn(plan.keeper.run())];
+    if let Some(dir) = plan.runtime_dir {
+        tasks.push(tokio::spawn(events::announce(fs.moves(), dir)));
+    }
+    tasks.push(tokio::spawn(fs.tick()));
+    tasks.extend(socket.map(|socket| tokio::spawn(socket.serve())));
+    tasks.extend(
+        plan.metrics
+            .map(|address| tokio::spawn(serve_numbers(address, endpoint, control))),
+    );
     Ok(Started {
+        registry: plan.registry,
         mounted,
         serving,
         handshake: handshake.get().copied(),
@@ -222,8 +278,19 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
 }
 
 impl Started {
+    /// What is to be done as soon as the mount can be used, for whoever waits for that.
+    fn announcement(&mut self) -> impl FnOnce() + Send + 'static {
+        let dir = self.mounted.dir().to_owned();
+        let registry = std::mem::take(&mut self.registry);
+        move || {
+            info!(dir = %dir.display(), registry, "mounted");
+            service::ready(&dir);
+        }
+    }
+
     async fn stay(self, mut signals: StopSignals) -> super::Result<Ending> {
         let ending = stay(self.mounted, &self.serving, &mut signals).await;
+        service::stopping();
         end(self.tasks).await;
         ending
     }
@@ -239,6 +306,7 @@ impl Started {
             ending,
             Ok(Ending::Retired) | Err(MountError::Session { .. })
         ) {
+            service::stopping();
             store.clear();
         }
         end(self.tasks).await;
@@ -252,6 +320,35 @@ impl Started {
     }
 }
 
+/// Serves the numbers for monitoring on `address`, as soon as it can be had if it is not yet.
+async fn serve_numbers(
+    address: metrics::Address,
+    endpoint: Option<metrics::Endpoint>,
+    control: Arc<Control>,
+) {
+    let mut complained = false;
+    let mut bound = endpoint;
+    let endpoint = loop {
+        if let Some(endpoint) = bound {
+            break endpoint;
+        }
+        bound = match metrics::Endpoint::bind(&address).await {
+            Ok(endpoint) => Some(endpoint),
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(%error, "the numbers are not served yet");
+                }
+                tokio::time::sleep(BIND_AGAIN).await;
+                None
+            }
+        };
+    };
+    if let Some(address) = endpoint.address() {
+        info!(%address, "numbers are served");
+    }
+    endpoint.serve(control).await;
+}
+
 /// Ends tasks and waits until they are dropped: the socket's file goes with its task.
 async fn end(tasks: Vec<JoinHandle<()>>) {
     for task in tasks {
@@ -261,13 +358,18 @@ async fn end(tasks: Vec<JoinHandle<()>>) {
 }
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
-/// own mount would survive `kill -9`.
-fn warm_up_elsewhere(dir: &Path) {
+/// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
+/// so that whoever waits for what it says (a service manager, too) can also unmount.
+fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
             warn!(%error, "the mount could not be warmed up; it works, with more requests");
+            if error.kind() == io::ErrorKind::TimedOut {
+                return;
+            }
         }
+        done();
     });
 }
 

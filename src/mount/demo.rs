@@ -59,6 +59,8 @@ impl Demo {
             value: self.url.clone(),
             origin: Origin::Default,
         };
+        config.oci_registry_url.value = None;
+        config.mirrors.value.clear();
         directories.cache = self.dir.path().join("cache");
         directories.state = self.dir.path().join("state");
     }

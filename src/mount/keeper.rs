@@ -61,6 +61,8 @@ pub struct Plan {
     pub dir: std::ffi::OsString,
     /// How.
     pub options: MountOptions,
+    /// Whether the directory says that nothing is mounted when nothing is.
+    pub marker: bool,
     /// Where the program is installed: what an upgrade starts.
     pub program: PathBuf,
     /// How its daemons are started.
@@ -225,6 +227,9 @@ impl Keeper {
         let program = Program::running(&plan.program)
             .map_err(|error| MountError::io("/proc/self/exe", error))?;
         let point = MountPoint::prepare(Path::new(&plan.dir))?;
+        if plan.marker {
+            point.mark()?;
+        }
         // First, so that wrong settings are found before there is a mount.
         let mut daemon = Daemon::prepare(&program, &plan.invocation, timing.patience, &signals)?;
         let mounted = mount(&point, &plan.options)?;

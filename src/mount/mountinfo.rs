@@ -69,6 +69,9 @@ pub struct Mount {
     pub root: PathBuf,
     /// Where it is mounted, as seen from this process's root.
     pub mountpoint: PathBuf,
+    /// Whether mounts below it appear in copies of it in other mount namespaces, as those of
+    /// containers.
+    pub shared: bool,
     /// Such as `ext4` or [`FS_TYPE`].
     pub fs_type: String,
     /// The `fsname=` of a FUSE mount.
@@ -113,8 +116,14 @@ impl MountTable {
     }
 
     /// All rows.
-    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Mount> {
         self.0.iter()
+    }
+
+    /// The mount that `path`, absolute and without symlinks, lies in: the topmost there.
+    pub fn covering(&self, path: &Path) -> Option<&Mount> {
+        let topmost = |above: &Path| self.0.iter().rfind(|mount| mount.mountpoint == above);
+        path.ancestors().find_map(topmost)
     }
 
     /// The mount with this number.
@@ -141,7 +150,14 @@ fn row(line: &[u8]) -> Option<Mount> {
     let root = PathBuf::from(unescape(next()?));
     let mountpoint = PathBuf::from(unescape(next()?));
     next()?; // the options of this mount
-    while next()? != b"-" {} // any number of propagation fields
+    let mut shared = false;
+    // Any number of propagation fields.
+    loop {
+        match next()? {
+            b"-" => break,
+            field => shared |= field.starts_with(b"shared:"),
+        }
+    }
     let fs_type = unescape(next()?).into_string().ok()?;
     let source = unescape(next()?);
     let super_options = text(next().unwrap_or_default())?;
@@ -150,6 +166,7 @@ fn row(line: &[u8]) -> Option<Mount> {
         parent,
         root,
         mountpoint,
+        shared,
         fs_type,
         source,
         super_options,

@@ -74,10 +74,31 @@ impl MountPoint {
         Ok(Self { path })
     }
 
+    /// Puts [`MARKER`] into the directory, which says what to do; it stays after unmounting.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written to.
+    pub fn mark(&self) -> Result<()> {
+        let path = self.path.join(MARKER);
+        let text = format!(
+            "Nothing is mounted here yet: {}.\n\
+             If you see this in a container, it was started before the mount was made, or it does not\n\
+             see mounts made later: bind the directory above this one, with propagation \"rslave\".\n",
+            self.path.display()
+        );
+        fs::write(&path, text).map_err(|error| MountError::io(&path, error))
+    }
+
     /// The directory, absolute and without symlinks.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether `dir` is a mountpoint that nothing is mounted on: it shows [`MARKER`].
+pub fn is_marked(dir: &Path) -> bool {
+    fs::symlink_metadata(dir.join(MARKER)).is_ok()
 }
 
 fn is_empty(path: &Path) -> Result<()> {

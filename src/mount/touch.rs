@@ -25,6 +25,13 @@ pub const PROBE_FILE: &str = ".musherfs";
 /// the mountpoint, it must call [`warm_up`].
 pub const SUBCOMMAND: &str = "__touch";
 
+/// The hidden subcommand that [`ask_elsewhere`] starts: followed by the mountpoint, it must exit
+/// with [`probe`]'s code.
+pub const PROBE_SUBCOMMAND: &str = "__probe";
+
+/// The exit code of a probe that found a dead mount.
+const DEAD: u8 = 3;
+
 /// KiB that the kernel reads ahead; INIT cannot ask for more than the default 128.
 const READ_AHEAD_KB: &str = "1024";
 
@@ -50,6 +57,58 @@ pub fn is_dead(path: &Path, patience: Duration) -> bool {
     // statfs(2) is never answered from a cache.
     let answer = bounded(patience, move || rustix::fs::statfs(&path).err());
     matches!(answer, Some(Some(Errno::NOTCONN | Errno::CONNABORTED)))
+}
+
+/// Whether a mount answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    /// It does.
+    Alive,
+    /// Its daemon is gone.
+    Dead,
+    /// It did not answer in time.
+    Stuck,
+}
+
+/// Asks a mount for a statfs(2) and returns the exit code that tells [`ask_elsewhere`] the answer.
+pub fn probe(dir: &Path) -> u8 {
+    match rustix::fs::statfs(dir) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => DEAD,
+        // Any other answer is one.
+        _ => 0,
+    }
+}
+
+/// Has another process ask the mount on `dir` whether it answers: `program` is usually
+/// [`this_program`] and gets the arguments [`PROBE_SUBCOMMAND`] and `dir`.
+///
+/// A process that waits for a mount cannot end before it is answered. So this one must not wait:
+/// what takes longer than `patience` is left behind. A mount that cannot be asked counts as stuck.
+pub fn ask_elsewhere(mut program: Command, dir: &Path, patience: Duration) -> Liveness {
+    let started = program
+        .arg(PROBE_SUBCOMMAND)
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = started else {
+        return Liveness::Stuck;
+    };
+    let end = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.code() == Some(DEAD.into()) => return Liveness::Dead,
+            Ok(Some(status)) if status.success() => return Liveness::Alive,
+            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(3)),
+            Ok(Some(_)) => return Liveness::Stuck,
+            _ => {
+                let _ = child.kill();
+                std::thread::spawn(move || child.wait());
+                return Liveness::Stuck;
+            }
+        }
+    }
 }
 
 /// Waits until a stat of `dir` is answered by the filesystem `id`.
@@ -95,7 +154,8 @@ pub fn warm_up(dir: &Path) -> io::Result<()> {
     let _ = rustix::fs::getxattr(&path, "user.musher.state", &mut value[..]);
     let _ = rustix::fs::listxattr(&path, &mut value[..]);
     drop(file);
-    fs::read_dir(dir)?.next().transpose()?;
+    // Opened only: listing it would ask the registry.
+    File::open(dir)?;
     Ok(())
 }
 

@@ -22,6 +22,9 @@ use super::touch;
 /// How long a busy mount may take to prove that it is alive.
 const PROBE: Duration = Duration::from_secs(2);
 
+/// How often to try again while nobody is seen to use a busy mount, and how long to wait before.
+const GLANCES: (u32, Duration) = (10, Duration::from_millis(50));
+
 /// How hard to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
@@ -117,7 +120,22 @@ fn read_table() -> Result<MountTable> {
 }
 
 /// Removes the mount of row `mount`, if its path still leads to it.
+///
+/// Who only had a look at it (an indexer, somebody's df) is gone in a moment, and keeps it busy
+/// without being seen among those who use it: then it is tried again.
 fn remove(mount: &Mount, table: &MountTable, how: How) -> Result<()> {
+    for _ in 0..GLANCES.0 {
+        match remove_now(mount, table, how) {
+            Err(MountError::Busy { holders, .. }) if holders.is_empty() => {
+                std::thread::sleep(GLANCES.1);
+            }
+            result => return result,
+        }
+    }
+    remove_now(mount, table, how)
+}
+
+fn remove_now(mount: &Mount, table: &MountTable, how: How) -> Result<()> {
     let path = &mount.mountpoint;
     let located = Located::find(path).map_err(|e| MountError::io(path, e))?;
     if located.mount != mount.id.id {

@@ -1,17 +1,13 @@
 //! A version as an OCI artifact: the read side of the Distribution API over the same directory.
 //!
-//! ```text
-//! manifest   application/vnd.oci.image.manifest.v1+json
-//! ├─ config  application/vnd.musher.bundle.v1.config   {"assets":[{asset_type,content_sha256,logical_path}]}
-//! └─ layer   application/vnd.musher.bundle.v1.asset    one per file, raw; its title is the path
-//! ```
-//!
 //! Nothing of it is stored: manifest and config follow from the publish manifest, byte for byte the
-//! same each time and in every registry that holds the same version, so its digest is an address.
-//! Two paths with equal content are two layers with one digest.
+//! same each time and in every registry that holds the same version (`publish::artifact`), so its
+//! digest is an address.
 //!
 //! A blob is served only under a bundle that has it: knowing a digest opens no private bundle. Tags
 //! are the versions, with `_` for `+` (which OCI does not allow), and the bundle's tags and `latest`.
+
+use std::collections::BTreeMap;
 
 use axum::response::Response;
 use http::{Method, StatusCode, header};
@@ -22,90 +18,21 @@ use super::routes::{Caller, Request, empty, respond};
 use super::storage::{Listed, Stored};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::publish::artifact::{Artifact, File};
 use crate::reference::{BundleId, Selector, Version};
+use crate::source::oci::model::{BUNDLE_CONFIG, IMAGE_MANIFEST};
+pub(super) use crate::source::oci::reference::tag_of;
 
-/// The media type of an image manifest.
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The media type of a bundle's config.
-pub const CONFIG: &str = "application/vnd.musher.bundle.v1.config";
-/// The media type of a bundle's file.
-pub const ASSET: &str = "application/vnd.musher.bundle.v1.asset";
-
-/// The bytes and digests of a version's OCI artifact.
-#[derive(Debug)]
-pub struct Image {
-    manifest: Vec<u8>,
-    digest: Digest,
-    config: Vec<u8>,
-    config_digest: Digest,
-}
-
-impl Image {
-    pub(super) fn of(stored: &Stored) -> Self {
-        let assets: Vec<_> = stored
-            .assets
-            .iter()
-            .map(|asset| {
-                json!({
-                    "logical_path": asset.logical_path,
-                    "asset_type": asset.asset_type,
-                    "content_sha256": asset.content_sha256,
-                })
-            })
-            .collect();
-        let config = json!({ "assets": assets }).to_string().into_bytes();
-        let config_digest = Digest::of(&config);
-        let layers: Vec<_> = stored
-            .assets
-            .iter()
-            .map(|asset| {
-                json!({
-                    "mediaType": ASSET,
-                    "digest": format!("sha256:{}", asset.content_sha256),
-                    "size": asset.size_bytes,
-                    "annotations": { "org.opencontainers.image.title": asset.logical_path },
-                })
-            })
-            .collect();
-        // Names and content only, no times: the digest says what is in the version, not when.
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {
-                "mediaType": CONFIG,
-                "digest": config_digest,
-                "size": config.len(),
-            },
-            "layers": layers,
-            "annotations": {
-                "org.opencontainers.image.ref.name": format!("{}/{}", stored.namespace, stored.bundle_slug),
-                "org.opencontainers.image.version": stored.version,
-            },
-        })
-        .to_string()
-        .into_bytes();
-        Self {
-            digest: Digest::of(&manifest),
-            manifest,
-            config,
-            config_digest,
-        }
-    }
-
-    /// The digest of the manifest: `ociDigest` in the API.
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// The manifest.
-    pub fn manifest(&self) -> &[u8] {
-        &self.manifest
-    }
-}
-
-/// A version as an OCI tag.
-pub(super) fn tag_of(version: &Version) -> String {
-    version.as_str().replace('+', "_")
+/// The artifact of a version in the registry's directory.
+pub(super) fn image_of(stored: &Stored) -> Artifact {
+    let files = stored.assets.iter().map(|asset| File {
+        path: &asset.logical_path,
+        asset_type: &asset.asset_type,
+        sha256: asset.content_sha256.clone(),
+        size: asset.size_bytes,
+    });
+    let bundle = format!("{}/{}", stored.namespace, stored.bundle_slug);
+    Artifact::new(&bundle, &stored.version, files, BTreeMap::new())
 }
 
 /// What is asked for below `/v2/`.
@@ -313,7 +240,7 @@ fn manifest(
     };
     Ok(found.map(|listed| {
         let image = listed.release.image();
-        let mut response = respond(StatusCode::OK, MANIFEST, image.manifest().to_vec());
+        let mut response = respond(StatusCode::OK, IMAGE_MANIFEST, image.manifest().to_vec());
         digest_headers(&mut response, image.digest());
         response
     }))
@@ -340,8 +267,8 @@ fn blob(
                 Err(Error::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
-        } else if release.image().config_digest == digest {
-            (CONFIG, release.image().config.clone().into())
+        } else if release.image().config_digest() == digest {
+            (BUNDLE_CONFIG, release.image().config().clone())
         } else {
             continue;
         };

@@ -38,9 +38,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::lifecycle::StateRecord;
-use super::oci::Image;
+use super::oci::image_of;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::publish::artifact::Artifact;
 use crate::reference::{BundleId, Namespace, Slug, Version, VersionRef};
 
 /// How many parsed manifests are kept in memory.
@@ -130,7 +131,7 @@ pub struct Release {
     pub reference: VersionRef,
     /// Its publish manifest.
     pub stored: Stored,
-    image: OnceLock<Image>,
+    image: OnceLock<Artifact>,
     digests: OnceLock<HashSet<Digest>>,
 }
 
@@ -141,8 +142,8 @@ impl Release {
     }
 
     /// The version as an OCI artifact.
-    pub fn image(&self) -> &Image {
-        self.image.get_or_init(|| Image::of(&self.stored))
+    pub fn image(&self) -> &Artifact {
+        self.image.get_or_init(|| image_of(&self.stored))
     }
 
     /// The sum of all files' sizes, in bytes.

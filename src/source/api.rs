@@ -13,16 +13,20 @@
 //!
 //! A route that says 401, 403, 404, 405 or 410 hands on to the next; anything else is the answer.
 //! It is *absent* if any route said so, *denied* only if every route did. For a file's content
-//! alone, a failing or lying route hands on as well, because its bytes prove themselves.
+//! alone, a failing or lying route hands on as well, because its bytes prove themselves. A namespace
+//! is absent only if the registry lists any: a small one may know bundles by name and nothing else.
 //!
 //! Answers are checked as far as they can be: names and versions must be those asked for, a digest
 //! must be the answer's own, content must match its hash and size before it reaches the sink.
 
+mod check;
 mod content;
 mod document;
 mod keys;
 mod paging;
 mod route;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,6 +40,7 @@ use crate::credentials::KeyChain;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest, State};
 use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, VersionRef};
+pub use check::{Checked, KeyVerdict};
 use keys::Keys;
 use route::Route;
 
@@ -65,6 +70,8 @@ pub struct ApiSource {
     name: String,
     http: HttpClient,
     keys: Keys,
+    /// Whether it is known to have lists of bundles.
+    lists: AtomicBool,
 }
 
 impl std::fmt::Debug for ApiSource {
@@ -136,6 +143,7 @@ impl ApiSource {
             base,
             http: http.for_source(),
             keys: Keys::new(keys),
+            lists: AtomicBool::new(false),
         })
     }
 
@@ -193,6 +201,18 @@ impl ApiSource {
         read(response, what, |response, what| response.json(what))
             .await
             .map(Some)
+    }
+
+    /// Whether it has lists of bundles at all. One that has none answers 404 for every namespace,
+    /// which then says nothing about the namespace.
+    async fn has_listings(&self, what: &str, deadline: Deadline) -> Result<bool> {
+        if !self.lists.load(Ordering::Relaxed) {
+            let route = Route::hub_search();
+            let response = self.ask(&route, what, MAX_ANSWER, deadline).await?;
+            let lists = !matches!(response.status.as_u16(), 404 | 405 | 410);
+            self.lists.store(lists, Ordering::Relaxed);
+        }
+        Ok(self.lists.load(Ordering::Relaxed))
     }
 
     async fn has_key(&self, what: &str, deadline: Deadline) -> Result<bool> {
@@ -341,7 +361,15 @@ impl Source for ApiSource {
                 return Ok(slugs);
             }
         }
-        Err(trail.end(&what))
+        let error = trail.end(&what);
+        if error.is_absence() && !self.has_listings(&what, deadline).await? {
+            return Err(Error::Rejected {
+                what,
+                origin: self.base.clone(),
+                reason: "it has no lists of bundles".to_owned(),
+            });
+        }
+        Err(error)
     }
 
     async fn namespaces(&self, deadline: Deadline) -> Result<Vec<Namespace>> {

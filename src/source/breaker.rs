@@ -9,7 +9,9 @@
 //! While it is open everybody gets the last outage's error at once, so that readers of names and
 //! files that other sources have, or the cache, do not wait for a dead one. A refusal (404, 401,
 //! malformed) is an answer: the source is up. A passed deadline is an outage, whoever set it: a
-//! source that is too slow for its callers is as good as down. Each change of state is logged once.
+//! source that is too slow for its callers is as good as down. Of a source that is not trusted
+//! ([`Guarded::strict`]), wrong bytes and answers without sense are outages too. Each change of state
+//! is logged once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -60,6 +62,7 @@ enum Inner {
 pub struct Guarded {
     source: Arc<dyn Source>,
     inner: Mutex<Inner>,
+    strict: bool,
 }
 
 /// Hands the probe on when whoever sent it gives up waiting.
@@ -90,6 +93,15 @@ impl Guarded {
         Self {
             source: inner,
             inner: Mutex::new(Inner::Closed),
+            strict: false,
+        }
+    }
+
+    /// Guards a source that is not trusted, and that others stand in for.
+    pub fn strict(inner: Arc<dyn Source>) -> Self {
+        Self {
+            strict: true,
+            ..Self::new(inner)
         }
     }
 
@@ -101,6 +113,14 @@ impl Guarded {
                 retry_in: until.saturating_duration_since(Instant::now()),
             },
             Inner::Probing { .. } => BreakerState::Probing,
+        }
+    }
+
+    /// Why the source is left alone, if it is.
+    pub fn last_error(&self) -> Option<Error> {
+        match &*self.lock() {
+            Inner::Closed => None,
+            Inner::Open { error, .. } | Inner::Probing { error, .. } => Some(error.clone()),
         }
     }
 
@@ -137,11 +157,18 @@ impl Guarded {
         match error {
             Error::Unreachable { .. } => Some(error.clone()),
             // The others' own time has not passed: for them it is unreachable.
-            Error::Timeout { .. } => Some(Error::Unreachable {
-                origin: self.source.name().to_owned(),
-                reason: error.to_string(),
-            }),
+            Error::Timeout { .. } => Some(self.unreachable(error)),
+            Error::WrongBytes { .. } | Error::Malformed { .. } if self.strict => {
+                Some(self.unreachable(error))
+            }
             _ => None,
+        }
+    }
+
+    fn unreachable(&self, error: &Error) -> Error {
+        Error::Unreachable {
+            origin: self.source.name().to_owned(),
+            reason: error.to_string(),
         }
     }
 
@@ -193,6 +220,14 @@ impl Guarded {
 impl Source for Guarded {
     fn name(&self) -> &str {
         self.source.name()
+    }
+
+    fn tells_namespaces(&self) -> bool {
+        self.source.tells_namespaces()
+    }
+
+    fn pulls(&self, manifest: &Manifest) -> bool {
+        self.source.pulls(manifest)
     }
 
     async fn resolve(

@@ -14,15 +14,19 @@
 
 mod problem;
 mod retry;
+mod upload;
 mod wire;
 
 pub use retry::Timing;
+pub use upload::{Exchange, target};
 
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
@@ -78,6 +82,22 @@ impl Authorization {
     pub fn bearer(token: &str) -> Result<Self> {
         let header = HeaderValue::from_str(&format!("Bearer {token}"));
         Self::new(header, token)
+    }
+
+    /// `Basic` credentials.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a user name with a colon.
+    pub fn basic(user: &str, password: &str) -> Result<Self> {
+        if user.contains(':') {
+            return Err(Error::Config(
+                "a user name must not contain a colon".to_owned(),
+            ));
+        }
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        let header = HeaderValue::from_str(&format!("Basic {pair}"));
+        Self::new(header, password)
     }
 
     fn new(
@@ -252,6 +272,21 @@ impl HttpClient {
         Self {
             permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             ..self.clone()
+        }
+    }
+
+    /// The same client for a source behind which another waits: one attempt and little time to
+    /// answer, since the next source is the better second attempt.
+    pub fn impatient(&self) -> Self {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        Self {
+            timing: Timing {
+                attempts: 1,
+                first_byte: self.timing.first_byte.min(PATIENCE),
+                stall_window: self.timing.stall_window.min(PATIENCE),
+                ..self.timing
+            },
+            ..self.for_source()
         }
     }
 

@@ -5,26 +5,29 @@
 //!        read_now                    read_now (small)                     read
 //! ```
 //!
-//! A cached file is hashed when it is first used and again whenever its fingerprint (device, inode,
-//! size, mtime, ctime) differs: other tools write blobs in place, and disks decay. The descriptors
-//! of the last [`MOST_OPEN`] blobs stay open, so that a reader survives somebody else's clean-up.
+//! A cached file is hashed when it is first used and again whenever its fingerprint differs: other
+//! tools write blobs in place, and disks decay. `kept.rs` has those that are at hand.
+//!
+//! A blob that could not be had is answered from memory for [`FAILURE_MEMORY`]: the kernel asks a
+//! failed READ twice, and the second must not wait as long as the first. The sources are asked in
+//! order, each within its share of the time; one that serves wrong bytes counts as failed.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use lru::LruCache;
-use rustix::io::{Errno, ReadWriteFlags};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Failures, Loaded, Store, lock};
+pub use super::kept::MOST_OPEN;
+use super::kept::{Fingerprint, Kept, Verified, hash};
+use super::{Loaded, Store, lock};
 use crate::cache::{Blob, BlobWriter, Cache};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Entry, distinct_digests};
 use crate::metrics::Counter;
@@ -32,116 +35,49 @@ use crate::reference::LogicalPath;
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Sink, Source};
 
-/// How many blobs stay open after they were read.
-pub const MOST_OPEN: usize = 512;
-
-/// How many bytes of blobs that no disk would take stay in memory.
-const MOST_MEMORY: usize = 64 << 20;
+/// How long a failed fetch is answered from memory.
+pub const FAILURE_MEMORY: Duration = Duration::from_secs(2);
 
 /// Files up to this size are hashed by whoever asks first, in one read that also is the answer;
 /// larger ones (half a millisecond a MiB) in a task.
 const HASH_INLINE: u64 = 1 << 20;
 
-/// What changes when somebody writes to a file or replaces it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(file: &File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        Ok(Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            mtime: (meta.mtime(), meta.mtime_nsec()),
-            ctime: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
-
-/// A verified blob.
-#[derive(Clone)]
-enum Verified {
-    File(Arc<(File, Fingerprint)>),
-    Memory(Bytes),
-}
-
-/// Blobs that no disk would take.
-struct InMemory {
-    blobs: LruCache<Digest, Bytes>,
-    bytes: usize,
-}
+/// What a blob is expected to be. With its size, because a manifest that lies about one must not
+/// spoil the file for those that do not.
+type Expected = (Digest, u64);
 
 /// What the store knows about blobs.
 pub(super) struct Content {
-    open: Mutex<LruCache<Digest, Arc<(File, Fingerprint)>>>,
-    memory: Mutex<InMemory>,
-    /// The fingerprints of the files that were hashed in this session, open or not.
-    hashed: Mutex<HashMap<Digest, Fingerprint>>,
+    kept: Kept,
     /// Which source the blobs fetched in this session came from; the last few thousand.
     origins: Mutex<LruCache<Digest, Arc<str>>>,
-    flights: SingleFlight<Digest, Result<Verified>>,
-    failures: Failures<Digest>,
+    flights: SingleFlight<Expected, Result<Verified>>,
+    failures: Mutex<LruCache<Expected, (Instant, Error)>>,
 }
 
 impl Default for Content {
     fn default() -> Self {
-        const OPEN: NonZeroUsize = NonZeroUsize::new(MOST_OPEN).expect("not zero");
         const ORIGINS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+        // Only the last moment counts; more failures than this in that time are asked again.
+        const FAILURES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
         Self {
-            open: Mutex::new(LruCache::new(OPEN)),
-            memory: Mutex::new(InMemory {
-                blobs: LruCache::unbounded(),
-                bytes: 0,
-            }),
-            hashed: Mutex::default(),
+            kept: Kept::default(),
             origins: Mutex::new(LruCache::new(ORIGINS)),
             flights: SingleFlight::default(),
-            failures: Failures::default(),
+            failures: Mutex::new(LruCache::new(FAILURES)),
         }
     }
 }
 
 impl Content {
-    fn opened(&self, digest: &Digest) -> Option<Verified> {
-        if let Some(open) = lock(&self.open).get(digest) {
-            return Some(Verified::File(Arc::clone(open)));
-        }
-        let bytes = lock(&self.memory).blobs.get(digest)?.clone();
-        Some(Verified::Memory(bytes))
+    fn remember_failure(&self, blob: Expected, error: &Error) {
+        lock(&self.failures).put(blob, (Instant::now(), error.clone()));
     }
 
-    fn keep_file(&self, digest: Digest, file: File, fingerprint: Fingerprint) -> Verified {
-        let open = Arc::new((file, fingerprint));
-        lock(&self.hashed).insert(digest, fingerprint);
-        lock(&self.open).put(digest, Arc::clone(&open));
-        Verified::File(open)
-    }
-
-    fn keep_memory(&self, digest: Digest, bytes: Bytes) -> Verified {
-        let mut memory = lock(&self.memory);
-        memory.bytes += bytes.len();
-        if let Some((_, old)) = memory.blobs.push(digest, bytes.clone()) {
-            memory.bytes -= old.len();
-        }
-        while memory.bytes > MOST_MEMORY && memory.blobs.len() > 1 {
-            let Some((_, old)) = memory.blobs.pop_lru() else {
-                break;
-            };
-            memory.bytes -= old.len();
-        }
-        Verified::Memory(bytes)
-    }
-
-    fn forget(&self, digest: &Digest) {
-        lock(&self.open).pop(digest);
-        lock(&self.hashed).remove(digest);
+    fn recent_failure(&self, blob: &Expected) -> Option<Error> {
+        let failures = lock(&self.failures);
+        let (at, error) = failures.peek(blob)?;
+        (at.elapsed() < FAILURE_MEMORY).then(|| error.clone())
     }
 }
 
@@ -164,6 +100,10 @@ impl Wanted {
         }
     }
 
+    fn expected(&self) -> Expected {
+        (self.digest, self.size)
+    }
+
     /// As errors and logs name it.
     fn what(&self) -> String {
         let path = self
@@ -175,8 +115,10 @@ impl Wanted {
     }
 }
 
-/// The cached file is not what its name says.
-struct BadFile;
+/// The cached file is not what its name says. It is still the same file as long as its fingerprint
+/// is this one.
+#[derive(Clone, Copy)]
+struct BadFile(Option<Fingerprint>);
 
 impl Store {
     /// Reads up to `size` bytes at `offset` of the file at `index` into `buffer`, if that needs no
@@ -201,16 +143,19 @@ impl Store {
             return Some(Ok(()));
         }
         let wanted = Wanted::new(loaded, entry);
-        if let Some(verified) = self.content.opened(&wanted.digest) {
-            if read_verified(&verified, wanted.size, offset, size, buffer).is_ok() {
+        self.tell_read(wanted.digest);
+        if let Some(verified) = self.content.kept.opened(&wanted.digest) {
+            if verified.read(wanted.size, offset, size, buffer).is_ok() {
+                self.note_read(loaded, index);
                 return Some(Ok(()));
             }
             if wanted.size > HASH_INLINE {
                 return None;
             }
             if let Some(verified) = self.recheck(&wanted, &verified)
-                && read_verified(&verified, wanted.size, offset, size, buffer).is_ok()
+                && verified.read(wanted.size, offset, size, buffer).is_ok()
             {
+                self.note_read(loaded, index);
                 return Some(Ok(()));
             }
         }
@@ -225,7 +170,7 @@ impl Store {
                 Some(Ok(()))
             }
             Err(Some(verified)) => {
-                let read = read_verified(&verified, wanted.size, offset, size, buffer);
+                let read = verified.read(wanted.size, offset, size, buffer);
                 read.ok().map(|()| {
                     self.note_read(loaded, index);
                     Ok(())
@@ -243,19 +188,23 @@ impl Store {
         };
         let good = self.hash_file(wanted, &open.0).zip(open.0.try_clone().ok());
         if good.is_none() {
-            self.content.forget(&wanted.digest);
+            self.content.kept.forget(&wanted.digest);
         }
-        good.map(|(fingerprint, file)| self.content.keep_file(wanted.digest, file, fingerprint))
+        good.map(|(fingerprint, file)| {
+            self.content
+                .kept
+                .keep_file(wanted.digest, file, fingerprint)
+        })
     }
 
     fn was_hashed(&self, digest: &Digest, file: &File) -> bool {
-        let now = Fingerprint::of(file).ok();
-        now.is_some() && lock(&self.content.hashed).get(digest).copied() == now
+        Fingerprint::of(file).is_ok_and(|now| self.content.kept.was_hashed(digest, now))
     }
 
     /// Hashes a small cached file while reading it whole into `buffer`.
     ///
-    /// `Err(Some(_))`: it was hashed before and is unchanged, so it was not read. `Err(None)`: bad.
+    /// `Err(Some(_))`: it was hashed before and is unchanged, so it was not read. `Err(None)`: bad,
+    /// or too large.
     fn verify_inline(
         &self,
         wanted: &Wanted,
@@ -263,25 +212,28 @@ impl Store {
         buffer: &mut Vec<u8>,
     ) -> Result<(), Option<Verified>> {
         let fingerprint = Fingerprint::of(&file).map_err(|_| None)?;
-        if lock(&self.content.hashed).get(&wanted.digest) == Some(&fingerprint) {
-            return Err(Some(self.content.keep_file(
+        if self.content.kept.was_hashed(&wanted.digest, fingerprint) {
+            return Err(Some(self.content.kept.keep_file(
                 wanted.digest,
                 file,
                 fingerprint,
             )));
         }
-        self.metrics.count(Counter::Verified);
-        // A file of another size needs no reading.
-        let read = fingerprint.size == wanted.size && {
-            buffer.reserve_exact(usize::try_from(wanted.size).unwrap_or(0));
-            (&file).take(wanted.size).read_to_end(buffer).is_ok()
-        };
+        // A file of another size needs no reading, and one that has changed only now is too large
+        // to be hashed here. Whoever fetches it anew reports it.
+        if fingerprint.size != wanted.size || wanted.size > HASH_INLINE {
+            return Err(None);
+        }
+        buffer.reserve_exact(usize::try_from(wanted.size).unwrap_or(0));
+        let read = (&file).take(wanted.size).read_to_end(buffer).is_ok();
         if read && Digest::of(buffer) == wanted.digest {
-            self.content.keep_file(wanted.digest, file, fingerprint);
+            self.metrics.count(Counter::Verified);
+            self.content
+                .kept
+                .keep_file(wanted.digest, file, fingerprint);
             return Ok(());
         }
         buffer.clear();
-        self.report_bad(wanted);
         Err(None)
     }
 
@@ -305,6 +257,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Vec<u8>> {
         let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
+        self.tell_read(wanted.digest);
         if self.cache.blob_size(wanted.digest).is_none() {
             self.note_cold(loaded, index);
         }
@@ -312,7 +265,11 @@ impl Store {
         for _ in 0..3 {
             let verified = self.obtain(&wanted, deadline).await?;
             let mut buffer = Vec::new();
-            if read_verified(&verified, wanted.size, offset, size, &mut buffer).is_ok() {
+            if verified
+                .read(wanted.size, offset, size, &mut buffer)
+                .is_ok()
+            {
+                self.note_read(loaded, index);
                 return Ok(buffer);
             }
             debug!(
@@ -346,13 +303,51 @@ impl Store {
         self.obtain(&wanted, deadline).await.map(drop)
     }
 
+    /// Fetches a file again, whatever the cache has, and replaces a cached blob that is bad.
+    ///
+    /// # Errors
+    ///
+    /// What the last source said. The cached blob stays as it is then.
+    pub async fn refetch_file(
+        self: &Arc<Self>,
+        loaded: &Arc<Loaded>,
+        index: u32,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
+        let work = async {
+            let _lock = self.locks.acquire(wanted.digest, deadline).await;
+            self.fetch_blob(&wanted, deadline).await
+        };
+        deadline.run(wanted.what(), work).await.map(drop)
+    }
+
+    fn tell_read(&self, digest: Digest) {
+        if let Some(observer) = self.observer.get() {
+            observer.blob_read(digest);
+        }
+    }
+
+    /// Closes blobs that were removed from the disk to make room: as long as they are open, they
+    /// take the room.
+    pub fn close_blobs(&self, digests: &[Digest]) {
+        for digest in digests {
+            self.content.kept.forget(digest);
+        }
+    }
+
+    /// Closes every blob that has lost its name, whoever took it.
+    pub fn close_nameless(&self) {
+        self.content.kept.forget_nameless();
+    }
+
     /// Whether the file's blob is cached, verified or not.
     pub fn is_cached(&self, digest: Digest) -> bool {
-        self.content.opened(&digest).is_some() || self.cache.blob_size(digest).is_some()
+        self.content.kept.opened(&digest).is_some() || self.cache.blob_size(digest).is_some()
     }
 
     /// How many bytes of a version's content are not cached. Looks at every distinct blob.
-    pub(super) fn missing_bytes(&self, loaded: &Loaded) -> u64 {
+    pub(crate) fn missing_bytes(&self, loaded: &Loaded) -> u64 {
         let mut digests = distinct_digests(&loaded.manifest);
         loaded
             .manifest
@@ -368,48 +363,46 @@ impl Store {
         fetched.unwrap_or_else(|| "cache".into())
     }
 
+    /// When the blob's bytes were last compared with its digest in this session.
+    pub fn verified_at(&self, digest: Digest) -> Option<SystemTime> {
+        self.content.kept.verified_at(&digest)
+    }
+
     async fn obtain(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
-        if let Some(verified) = self.content.opened(&wanted.digest) {
+        if let Some(verified) = self.content.kept.opened(&wanted.digest) {
             return Ok(verified);
         }
-        loop {
-            let started = !self.content.flights.is_running(&wanted.digest);
-            if !started {
-                self.metrics.count(Counter::Joined);
-            }
-            let flight = async {
-                let start = || {
-                    let (store, wanted) = (Arc::clone(self), wanted.clone());
-                    async move { store.obtain_now(wanted).await }
-                };
-                let landed = self.content.flights.run(wanted.digest, start).await;
-                landed.map_err(|lost| Error::Internal(lost.to_string()))?
-            };
-            match deadline.run(wanted.what(), flight).await {
-                // Somebody else's budget ended, not ours.
-                Err(Error::Timeout { .. }) if !started && !deadline.is_over() => {}
-                answer => return answer,
-            }
+        if let Some(error) = self.content.recent_failure(&wanted.expected()) {
+            return Err(error);
         }
+        let blob = wanted.expected();
+        let start = || {
+            let (store, wanted) = (Arc::clone(self), wanted.clone());
+            async move { store.obtain_now(wanted).await }
+        };
+        let flights = &self.content.flights;
+        let answer = deadline
+            .join(flights, &blob, wanted.what(), &self.metrics, start)
+            .await;
+        if let Err(error @ Error::Timeout { .. }) = &answer {
+            // The download's own budget may end a moment after its reader's.
+            self.content.remember_failure(blob, error);
+        }
+        answer
     }
 
     async fn obtain_now(self: Arc<Self>, wanted: Wanted) -> Result<Verified> {
-        if let Some(error) = self.content.failures.recent(&wanted.digest) {
-            return Err(error);
-        }
         let deadline = Deadline::after(self.policy.content_timeout);
-        let cached = match self.verify_cached(&wanted).await {
+        let cached = match self.verify_cached(&wanted, None).await {
             Ok(Some(verified)) => return Ok(verified),
-            Ok(None) => Ok(()),
-            Err(BadFile) => Err(BadFile),
+            cached => cached.err(),
         };
         let work = async {
             self.await_pull(&wanted.loaded, deadline).await;
-            let lock = self.locks.acquire(wanted.digest, deadline).await;
+            // Whoever holds the lock may be stopped: then there is time left to do without.
+            let lock = self.locks.acquire(wanted.digest, deadline.share(2)).await;
             // Another process, or a pull, may have been quicker.
-            if cached.is_ok()
-                && let Ok(Some(verified)) = self.verify_cached(&wanted).await
-            {
+            if let Ok(Some(verified)) = self.verify_cached(&wanted, cached).await {
                 return Ok(verified);
             }
             let fetched = self.fetch_blob(&wanted, deadline).await;
@@ -420,7 +413,7 @@ impl Store {
             .run(wanted.what(), work)
             .await
             .map_err(|error| match cached {
-                Err(BadFile) if error.is_outage() => Error::WrongBytes {
+                Some(_) if error.is_outage() => Error::WrongBytes {
                     what: wanted.what(),
                     expected: wanted.digest,
                     origin: format!("the cache (and it cannot be fetched again: {error})"),
@@ -428,27 +421,36 @@ impl Store {
                 _ => error,
             });
         if let Err(error) = &answer {
-            self.content.failures.remember(wanted.digest, error.clone());
+            self.content.remember_failure(wanted.expected(), error);
         }
         answer
     }
 
-    /// Hashes what is on disk, if anything is: the blob, or another tool's copy of the file.
-    async fn verify_cached(self: &Arc<Self>, wanted: &Wanted) -> Result<Option<Verified>, BadFile> {
+    /// Hashes what is on disk, if anything is: the blob, or another tool's copy of the file. A file
+    /// that was found bad before and is still the same is not looked at again.
+    async fn verify_cached(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        before: Option<BadFile>,
+    ) -> Result<Option<Verified>, BadFile> {
         let (store, wanted) = (Arc::clone(self), wanted.clone());
         let work = tokio::task::spawn_blocking(move || {
             let Some(file) = store.cache.open_blob(wanted.digest) else {
                 return Ok(store.adopt_copy(&wanted));
             };
+            let bad = BadFile(Fingerprint::of(&file).ok());
+            if before.is_some_and(|before| before.0 == bad.0) {
+                return Err(bad);
+            }
             if let Some(fingerprint) = store.hash_file(&wanted, &file) {
-                return Ok(Some(store.content.keep_file(
+                return Ok(Some(store.content.kept.keep_file(
                     wanted.digest,
                     file,
                     fingerprint,
                 )));
             }
             store.report_bad(&wanted);
-            store.adopt_copy(&wanted).map(Some).ok_or(BadFile)
+            store.adopt_copy(&wanted).map(Some).ok_or(bad)
         });
         work.await.unwrap_or(Ok(None))
     }
@@ -459,25 +461,11 @@ impl Store {
         if fingerprint.size != wanted.size {
             return None;
         }
-        if lock(&self.content.hashed).get(&wanted.digest) == Some(&fingerprint) {
+        if self.content.kept.was_hashed(&wanted.digest, fingerprint) {
             return Some(fingerprint);
         }
         self.metrics.count(Counter::Verified);
-        let mut hasher = Hasher::new();
-        let mut chunk = vec![0; 256 << 10];
-        let mut offset = 0;
-        loop {
-            match rustix::io::pread(file, &mut chunk, offset) {
-                Ok(0) => break,
-                Ok(read) => {
-                    hasher.update(&chunk[..read]);
-                    offset += read as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return None,
-            }
-        }
-        (hasher.finish() == wanted.digest).then_some(fingerprint)
+        (hash(file).ok()? == wanted.digest).then_some(fingerprint)
     }
 
     /// Takes a file that another tool extracted as the blob, if its bytes are right.
@@ -499,22 +487,24 @@ impl Store {
 
     fn keep_blob(&self, digest: Digest, blob: Blob) -> Result<Verified> {
         Ok(match blob {
-            Blob::Memory(bytes) => self.content.keep_memory(digest, bytes),
+            Blob::Memory(bytes) => self.content.kept.keep_memory(digest, bytes),
             Blob::File(file) => {
                 let fingerprint =
                     Fingerprint::of(&file).map_err(|error| Error::io(self.cache.root(), error))?;
-                self.content.keep_file(digest, file, fingerprint)
+                self.content.kept.keep_file(digest, file, fingerprint)
             }
         })
     }
 
     /// Asks the sources in order; a source with the wrong bytes counts as failed.
-    async fn fetch_blob(&self, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
+    async fn fetch_blob(self: &Arc<Self>, wanted: &Wanted, deadline: Deadline) -> Result<Verified> {
         let mut failure = Error::Offline {
             what: wanted.what(),
         };
-        for source in &self.sources {
-            match self.fetch_from(source, wanted, deadline).await {
+        for (asked, source) in self.sources.iter().enumerate() {
+            let share = deadline.share(self.sources.len() - asked);
+            let fetching = self.fetch_from(source, wanted, share);
+            match share.run(wanted.what(), fetching).await {
                 Ok(verified) => {
                     let mut origins = lock(&self.content.origins);
                     origins.put(wanted.digest, source.name().into());
@@ -534,29 +524,44 @@ impl Store {
     }
 
     async fn fetch_from(
-        &self,
+        self: &Arc<Self>,
         source: &Arc<dyn Source>,
         wanted: &Wanted,
         deadline: Deadline,
     ) -> Result<Verified> {
         let manifest = &wanted.loaded.manifest;
         let entry = file_entry(&wanted.loaded, wanted.index)?;
-        let mut writer = self.cache.blob_writer(wanted.size);
-        source.blob(manifest, entry, &mut writer, deadline).await?;
-        let wrong = || Error::WrongBytes {
-            what: wanted.what(),
-            expected: wanted.digest,
+        let mut download = Download {
+            writer: self.cache.blob_writer(wanted.size),
+            overflowed: false,
+        };
+        let asked = source.blob(manifest, entry, &mut download, deadline).await;
+        let (what, expected) = (wanted.what(), wanted.digest);
+        let wrong = Error::WrongBytes {
+            what: what.clone(),
+            expected,
             origin: source.name().to_owned(),
         };
-        if writer.written() != wanted.size {
-            return Err(wrong());
+        if download.overflowed {
+            return Err(wrong);
         }
-        // Renaming into place is quick; the bytes were written as they came.
-        let blob = writer.finish(wanted.digest).map_err(|error| match error {
-            Error::WrongBytes { .. } => wrong(),
-            other => other,
-        })?;
-        self.keep_blob(wanted.digest, blob)
+        asked?;
+        let writer = download.writer;
+        if writer.written() != wanted.size {
+            return Err(wrong);
+        }
+        // A blob that is there meanwhile is hashed before it is replaced.
+        let store = Arc::clone(self);
+        let placing = tokio::task::spawn_blocking(move || {
+            let blob = writer.finish(expected).map_err(|error| match error {
+                Error::WrongBytes { .. } => wrong,
+                other => other,
+            })?;
+            store.keep_blob(expected, blob)
+        });
+        placing
+            .await
+            .map_err(|lost| Error::Internal(format!("{what}: {lost}")))?
     }
 
     /// Caches content that came in bulk; what does not match the manifest is dropped.
@@ -597,13 +602,22 @@ impl Store {
 }
 
 /// What a source writes goes to a temporary file of the cache, or to memory.
-impl Sink for BlobWriter {
+struct Download {
+    writer: BlobWriter,
+    /// Whether more came than the manifest says there is.
+    overflowed: bool,
+}
+
+impl Sink for Download {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        Self::write(self, bytes)
+        let written = self.writer.write(bytes);
+        self.overflowed |= matches!(written, Err(Error::Malformed { .. }));
+        written
     }
 
     fn restart(&mut self) {
-        Self::restart(self);
+        self.overflowed = false;
+        self.writer.restart();
     }
 }
 
@@ -619,60 +633,4 @@ fn slice(buffer: &mut Vec<u8>, offset: u64, size: u32) {
         .min(buffer.len());
     buffer.drain(..start);
     buffer.truncate(size as usize);
-}
-
-/// Reads from a verified blob; an error means that it is no longer what was verified.
-fn read_verified(
-    verified: &Verified,
-    whole: u64,
-    offset: u64,
-    size: u32,
-    buffer: &mut Vec<u8>,
-) -> io::Result<()> {
-    buffer.clear();
-    let end = offset.saturating_add(u64::from(size)).min(whole);
-    let length = usize::try_from(end.saturating_sub(offset)).unwrap_or(0);
-    match verified {
-        Verified::Memory(bytes) => {
-            let start = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            buffer.extend_from_slice(&bytes[start..(start + length).min(bytes.len())]);
-        }
-        Verified::File(open) => {
-            let (file, fingerprint) = &**open;
-            buffer.resize(length, 0);
-            let mut done = 0;
-            while done < length {
-                match read_some(file, whole, offset + done as u64, &mut buffer[done..]) {
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(read) => done += read,
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            // After the read: nothing that was written before it can have escaped.
-            if Fingerprint::of(file)? != *fingerprint {
-                return Err(io::Error::other("the file was modified"));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// One `pread`. A file over 1 MiB should not fill the page cache twice, once here and once above
-/// the mount, so it is read without staying where the kernel (6.14 and later) can do that.
-fn read_some(file: &File, whole: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-    const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-    static UNSUPPORTED: AtomicBool = AtomicBool::new(false);
-    if whole > HASH_INLINE && !UNSUPPORTED.load(Ordering::Relaxed) {
-        let mut slices = [io::IoSliceMut::new(buffer)];
-        match rustix::io::preadv2(file, &mut slices, offset, DONT_CACHE) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                UNSUPPORTED.store(true, Ordering::Relaxed)
-            }
-            answer => return answer,
-        }
-    }
-    rustix::io::pread(file, buffer, offset)
 }

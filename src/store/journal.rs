@@ -45,16 +45,27 @@ struct Known {
 }
 
 impl Known {
-    /// Takes a fact in; whether it was news. The first table of a version stays.
-    fn learn(&mut self, fact: Fact) -> bool {
+    /// Whether a fact would change anything.
+    fn is_news(&self, fact: &Fact) -> bool {
+        match fact {
+            Fact::Table { version, .. } => !self.tables.contains_key(version),
+            Fact::Salt { version, salt } => self.salts.get(version) != Some(salt),
+            Fact::Name { name } => !self.names.contains(name),
+        }
+    }
+
+    /// Takes a fact in. The first table of a version stays.
+    fn learn(&mut self, fact: Fact) {
         match fact {
             Fact::Table { version, table } => {
-                let known = self.tables.contains_key(&version);
                 self.tables.entry(version).or_insert(table);
-                !known
             }
-            Fact::Salt { version, salt } => self.salts.insert(version, salt) != Some(salt),
-            Fact::Name { name } => self.names.insert(name),
+            Fact::Salt { version, salt } => {
+                self.salts.insert(version, salt);
+            }
+            Fact::Name { name } => {
+                self.names.insert(name);
+            }
         }
     }
 
@@ -199,20 +210,24 @@ impl Inner {
     /// Appends `fact` if it is news, also to what other processes have appended meanwhile.
     fn add(&mut self, fact: Fact) {
         self.catch_up();
-        if !self.known.learn(fact.clone()) {
+        if !self.known.is_news(&fact) {
             return;
         }
-        let Some(file) = &mut self.file else { return };
-        let result = serde_json::to_vec(&fact)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                file.write_all(&line)
-            });
-        if let Err(error) = result {
-            warn!(path = %self.path.display(), %error, "cannot write the journal; going on without");
-            self.file = None;
+        if let Some(file) = &mut self.file {
+            let result = serde_json::to_vec(&fact)
+                .map_err(io::Error::from)
+                .and_then(|mut line| {
+                    line.push(b'\n');
+                    file.write_all(&line)
+                });
+            if let Err(error) = result {
+                warn!(path = %self.path.display(), %error, "cannot write the journal; going on without");
+                self.file = None;
+            }
+            // Of two processes that add a table at once, the one whose line comes first is first.
+            self.catch_up();
         }
+        self.known.learn(fact);
     }
 
     /// Reads what was appended since the last time; returns the number of lines.

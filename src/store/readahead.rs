@@ -78,14 +78,18 @@ impl Store {
         self.read_ahead(loaded, index);
     }
 
-    /// A reader got a file from the cache.
+    /// A reader got bytes of a file, wherever they came from.
     pub(super) fn note_read(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32) {
+        if self.policy.readahead == 0 || self.sources.is_empty() {
+            return;
+        }
         let goes_on = lock(&self.ahead)
             .get_mut(loaded.manifest.id())
             .is_some_and(|progress| {
-                progress.seen.insert(index);
-                progress.unread.remove(&index);
-                progress.is_active()
+                // Only the first read of a file moves the window.
+                let is_new = progress.seen.insert(index);
+                let was_ahead = progress.unread.remove(&index).is_some();
+                (is_new || was_ahead) && progress.is_active()
             });
         if goes_on {
             self.read_ahead(loaded, index);
@@ -173,7 +177,8 @@ impl Store {
             let Some(entry) = manifest.entry(file).filter(Entry::is_file) else {
                 continue;
             };
-            if progress.seen.contains(&file) {
+            // What would never fit waits for its own reader.
+            if progress.seen.contains(&file) || entry.size() > self.policy.readahead {
                 continue;
             }
             if entry.size() > room {
@@ -213,10 +218,15 @@ impl Store {
         }
     }
 
-    async fn pull(&self, loaded: &Arc<Loaded>) {
+    /// Fetches all content of a version in one answer, if a source can; what it lacks is fetched
+    /// file by file, by whoever needs it.
+    pub(crate) async fn pull(&self, loaded: &Arc<Loaded>) {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
         for source in &self.sources {
+            if !source.pulls(&loaded.manifest) {
+                return;
+            }
             match self.pull_from(source, loaded, deadline).await {
                 Ok(Some(kept)) => {
                     self.metrics.add(Counter::ReadAhead, kept as u64);

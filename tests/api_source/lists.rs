@@ -135,12 +135,27 @@ async fn bundles_are_listed_by_namespace_then_by_publisher() {
         assert_eq!(slugs, ["a", "b"]);
         assert_eq!(server.targets(), asked);
     }
+}
+
+#[tokio::test]
+async fn a_namespace_is_absent_only_where_there_are_lists_at_all() {
+    let namespace = "acme".parse().unwrap();
+    let server = FaultServer::routes([("/v1/hub/bundles", Reply::json(&json!({"data": []})))]);
+    let source = keyed(&server);
+    for _ in 0..2 {
+        let error = source.bundles(&namespace, soon()).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    }
+    let asked = server.targets();
+    let searches = asked.iter().filter(|target| *target == "/v1/hub/bundles");
+    assert_eq!(searches.count(), 1, "{asked:?}");
+
     let server = FaultServer::script([refusal(404)]);
     let error = keyed(&server)
         .bundles(&namespace, soon())
         .await
         .unwrap_err();
-    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -366,6 +366,7 @@ fn a_daemon_that_does_not_answer_is_replaced() {
                 .collect(),
             directory: "/".into(),
         },
+        marker: false,
         runtime_dir: Some(house.runtime()),
         timing: Timing {
             probe: Duration::from_millis(100),

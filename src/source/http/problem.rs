@@ -17,6 +17,22 @@ struct Problem {
     title: Option<String>,
     #[serde(default, deserialize_with = "text")]
     detail: Option<String>,
+    /// What the Distribution API has instead.
+    #[serde(default, deserialize_with = "first_error")]
+    errors: Option<String>,
+}
+
+/// `CODE: message` of the first of a Distribution API's errors; anything else counts as missing.
+fn first_error<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let errors = serde_json::Value::deserialize(deserializer)?;
+    let said = |name: &str| errors.get(0)?.get(name)?.as_str();
+    Ok(match (said("code"), said("message")) {
+        (Some(code), Some(message)) if !message.is_empty() => Some(format!("{code}: {message}")),
+        (Some(code), _) => Some(code.to_owned()),
+        (None, _) => None,
+    })
 }
 
 /// A non-empty string; anything else counts as missing.
@@ -68,7 +84,7 @@ pub(super) fn summary(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> S
         (None, Some(reason)) => format!("{} {reason}", status.as_u16()),
         (None, None) => status.as_u16().to_string(),
     };
-    let said = match problem.detail.or(problem.title) {
+    let said = match problem.detail.or(problem.title).or(problem.errors) {
         Some(said) => printable(&said),
         None if media_type.contains("json") || media_type.contains("html") => String::new(),
         None => printable(&String::from_utf8_lossy(body)),
@@ -108,6 +124,23 @@ mod tests {
         let said = "403 forbidden: requires 'read' scope";
         assert_eq!(line(403, "application/problem+json", body), said);
         assert_eq!(line(403, "application/json; charset=utf-8", body), said);
+    }
+
+    #[test]
+    fn the_first_error_of_an_oci_registry_is_what_it_says() {
+        let body =
+            r#"{"errors":[{"code":"DENIED","message":"not yours","detail":{}},{"code":"X"}]}"#;
+        assert_eq!(
+            line(403, "application/json", body),
+            "403 Forbidden: DENIED: not yours"
+        );
+        for odd in [
+            r#"{"errors":[]}"#,
+            r#"{"errors":7}"#,
+            r#"{"errors":[{"message":"x"}]}"#,
+        ] {
+            assert_eq!(line(403, "application/json", odd), "403 Forbidden", "{odd}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tracing::warn;
@@ -158,13 +158,28 @@ impl Wires {
         url: &Url,
         headers: HeaderMap,
     ) -> Result<impl Future<Output = Result<Answer, Failure>> + use<>> {
+        self.send_body(Method::GET, url, headers, None)
+    }
+
+    /// Sends any request; the future ends with the headers of the answer.
+    pub(super) fn send_body(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Option<Bytes>,
+    ) -> Result<impl Future<Output = Result<Answer, Failure>> + use<>> {
         let client = if is_loopback(url) {
             self.loopback.get_or_init(|| self.build(true))
         } else {
             self.network.get_or_init(|| self.build(false))
         };
         let client = client.as_ref().map_err(Clone::clone)?;
-        let answer = client.get(url.clone()).headers(headers).send();
+        let mut request = client.request(method, url.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let answer = request.send();
         Ok(async move { Ok(Answer(answer.await?)) })
     }
 

@@ -1,0 +1,126 @@
+//! `musherfs bugreport`: an archive for whoever is to find out what is wrong.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use super::failure::Failure;
+use super::mount::DEFAULT_MOUNTPOINT;
+use super::output;
+use super::shared::{Context, SourceArgs, runtime};
+use crate::doctor::bugreport::{self, Redactor};
+use crate::doctor::{self};
+use crate::error::Error;
+use crate::mount::control::client;
+
+/// Write an archive to attach to a report: versions, settings, findings, numbers, the log
+///
+/// Keys, passwords and tokens are taken out; paths, names of bundles and host names stay. Look into
+/// it before you send it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs bugreport
+  musherfs bugreport -o report.tar.gz && tar -xzOf report.tar.gz | less")]
+pub(super) struct Args {
+    /// Where to write it; must not exist
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Where the mount is
+    #[arg(default_value = DEFAULT_MOUNTPOINT)]
+    mountpoint: PathBuf,
+
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let context = args.source.context()?;
+    let path = args.output.clone().unwrap_or_else(|| {
+        let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+        format!("musherfs-bugreport-{now}.tar.gz").into()
+    });
+    let dir = std::path::absolute(&args.mountpoint)
+        .map_err(|error| Error::io(&args.mountpoint, error))?;
+    let keys = context.key_chain()?;
+    // A key that cannot be read cannot be told either.
+    let key = keys.lookup().ok().flatten();
+    let redactor = Redactor::new(key.map(|key| key.expose().to_owned()));
+    let findings = super::doctor::examine(&context, dir, doctor::PATIENCE)?;
+    let files = [
+        ("version.txt", version()),
+        ("doctor.json", json(&findings)),
+        ("status.json", status(&context)?),
+        ("config.txt", settings(&context)),
+        ("mountinfo.txt", mounts()),
+        ("system.txt", bugreport::system()),
+        (
+            "log.txt",
+            bugreport::log_tail(&context.directories.own_state()),
+        ),
+    ];
+    bugreport::write(&path, &redactor, &files)?;
+    output::line(&path.display().to_string())
+}
+
+fn version() -> String {
+    format!("musherfs {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| error.to_string())
+}
+
+fn status(context: &Context) -> Result<String, Failure> {
+    let answers = runtime()?.block_on(client::all(&context.directories.runtime));
+    Ok(match answers {
+        Ok(answers) => {
+            let mut text = json(&answers.mounts);
+            for silent in answers.silent {
+                let _ = write!(text, "\nprocess {}: {}", silent.pid, silent.error);
+            }
+            text
+        }
+        Err(error) => error.to_string(),
+    })
+}
+
+fn settings(context: &Context) -> String {
+    let mut text = String::new();
+    for (name, value, origin) in context.config.explain() {
+        let _ = writeln!(text, "{name} = {value} ({origin})");
+    }
+    for (name, value) in crate::config::proxies() {
+        let _ = writeln!(text, "{name} = {value}");
+    }
+    let directories = &context.directories;
+    for (name, path) in [
+        ("cache", &directories.cache),
+        ("config", &directories.config),
+        ("data", &directories.data),
+        ("state", &directories.state),
+        ("runtime", &directories.runtime),
+    ] {
+        let _ = writeln!(text, "{name} directory: {}", path.display());
+    }
+    match context.key_chain().map(|keys| keys.origin()) {
+        Ok(Ok(Some(origin))) => {
+            let _ = writeln!(text, "API key: from {origin}");
+        }
+        Ok(Ok(None)) => text.push_str("API key: none\n"),
+        Ok(Err(error)) => {
+            let _ = writeln!(text, "API key: {error}");
+        }
+        Err(failure) => {
+            let _ = writeln!(text, "API key: {}", failure.message);
+        }
+    }
+    text
+}
+
+/// The rows about FUSE; what else is mounted is nobody's business.
+fn mounts() -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let rows = table.lines().filter(|row| row.contains(" - fuse"));
+    rows.fold(String::new(), |text, row| text + row + "\n")
+}

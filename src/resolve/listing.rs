@@ -1,0 +1,562 @@
+//! What is in a namespace, and which namespaces there are.
+//!
+//! Listings (namespaces, bundles of a namespace, versions of a bundle) live for [`LISTING_TTL`]. To
+//! what a source says is added what the cache holds; where no source answers, what was listed before
+//! stays listed, and is asked for again soon. A complete, fresh listing also answers for what is
+//! *not* in it, and probes (`probe.rs`) cost nothing without one, too.
+//!
+//! A valid namespace name is a directory unless the registry says that there is no such namespace.
+//! While nobody can be asked that is an assumption ([`Presence::Assumed`]), which is not listed and
+//! does not last.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lru::LruCache;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::probe::is_probe;
+use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, lock, remember_absence};
+use crate::error::{Error, Result};
+use crate::manifest::State;
+use crate::reference::{BundleId, HostId, Namespace, Slug, Version};
+use crate::single_flight::SingleFlight;
+use crate::source::{Deadline, Published, Source};
+
+/// How long a listing is answered from memory: the life of a directory's attributes in the kernel.
+pub const LISTING_TTL: Duration = Duration::from_secs(60);
+
+/// Most bundles of a namespace whose versions are listed: each costs a request.
+pub const MOST_LISTED: usize = 256;
+
+/// Most bundles whose lists of versions are kept in memory.
+const MOST_KEPT: usize = 4096;
+
+/// What a namespace holds: bundles and their listed versions, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// Every bundle with the versions that may be listed: published, or cached.
+    pub bundles: BTreeMap<Slug, Vec<Version>>,
+    /// Whether a source said that these are all bundles.
+    pub complete: bool,
+}
+
+impl Listing {
+    fn add(&mut self, other: &Self) {
+        for (slug, versions) in &other.bundles {
+            let known = self.bundles.entry(slug.clone()).or_default();
+            known.extend(versions.iter().cloned());
+            known.sort();
+            known.dedup();
+        }
+    }
+}
+
+/// Whether a namespace exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It does: it is configured, cached, or a source said so.
+    Known,
+    /// It may: nobody could be asked.
+    Assumed,
+    /// It does not.
+    Absent,
+}
+
+struct Remembered {
+    listing: Arc<Listing>,
+    /// Whether the versions were asked for as well, or only the names.
+    detailed: bool,
+    /// Whether a source ever said that the namespace exists.
+    confirmed: bool,
+    expires: Instant,
+}
+
+type VersionLists = LruCache<BundleId, (Arc<Vec<Published>>, Instant)>;
+type NamespaceSet = Arc<BTreeSet<Namespace>>;
+
+/// What the resolver remembers of listings.
+pub(super) struct Listed {
+    namespaces: Mutex<HashMap<Namespace, Remembered>>,
+    flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
+    absent: Mutex<HashMap<Namespace, Instant>>,
+    versions: Mutex<VersionLists>,
+    /// The namespaces, and until when they count.
+    root: Mutex<Option<(NamespaceSet, Instant)>>,
+    root_flight: SingleFlight<(), NamespaceSet>,
+}
+
+impl Default for Listed {
+    fn default() -> Self {
+        Self {
+            namespaces: Mutex::default(),
+            flights: SingleFlight::default(),
+            absent: Mutex::default(),
+            versions: Mutex::new(LruCache::unbounded()),
+            root: Mutex::default(),
+            root_flight: SingleFlight::default(),
+        }
+    }
+}
+
+impl Resolver {
+    /// Whether the namespace exists, as far as that is known without asking anybody.
+    ///
+    /// `None`: [`Resolver::namespace`] would ask.
+    pub fn namespace_now(&self, namespace: &Namespace) -> Option<Presence> {
+        if let Some(locked) = self.locked.get() {
+            let known = locked.namespaces().contains(namespace);
+            return Some(if known {
+                Presence::Known
+            } else {
+                Presence::Absent
+            });
+        }
+        let Settings { cache, host, .. } = &self.settings;
+        let now = Instant::now();
+        let (confirmed, assumed) = lock(&self.listed.namespaces)
+            .get(namespace)
+            .map_or((false, false), |listed| {
+                (listed.confirmed, listed.expires > now)
+            });
+        let is_known = confirmed
+            || self.settings.namespaces.contains(namespace)
+            || lock(&self.listed.root)
+                .as_ref()
+                .is_some_and(|(root, _)| root.contains(namespace))
+            || !cache.bundles(host, namespace).is_empty()
+            || self.settings.local_packs && !cache.bundles(&HostId::local(), namespace).is_empty();
+        if is_known {
+            return Some(Presence::Known);
+        }
+        if assumed {
+            return Some(Presence::Assumed);
+        }
+        let absent = lock(&self.listed.absent).get(namespace).copied();
+        let is_absent = self.is_offline()
+            || is_probe(namespace.as_str())
+            || absent.is_some_and(|at| at.elapsed() < ABSENCE_TTL);
+        is_absent.then_some(Presence::Absent)
+    }
+
+    /// Whether the namespace exists: it does unless the registry answers that it does not.
+    pub async fn namespace(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        deadline: Deadline,
+    ) -> Presence {
+        if let Some(known) = self.namespace_now(namespace) {
+            return known;
+        }
+        let tells = |source: &Arc<dyn Source>| source.tells_namespaces();
+        if !self.settings.sources.iter().any(tells) {
+            return Presence::Assumed;
+        }
+        match self.ask_for_listing(namespace, false, deadline).await {
+            Ok(listing) if listing.complete => Presence::Known,
+            Err(error) if error.is_absence() => Presence::Absent,
+            _ => Presence::Assumed,
+        }
+    }
+
+    fn fresh_listing(&self, namespace: &Namespace, detailed: bool) -> Option<Arc<Listing>> {
+        let namespaces = lock(&self.listed.namespaces);
+        let listed = namespaces.get(namespace)?;
+        let serves = listed.expires > Instant::now() && (listed.detailed || !detailed);
+        serves.then(|| Arc::clone(&listed.listing))
+    }
+
+    /// Whether a bundle that is not known otherwise can be said to be absent without asking: a
+    /// complete, fresh listing lacks it, or it is a name that programs look for everywhere, which no
+    /// listing ever had.
+    pub(super) fn is_unlisted(&self, bundle: &BundleId) -> bool {
+        let lacks = |listing: Arc<Listing>| !listing.bundles.contains_key(&bundle.slug);
+        if let Some(listing) = self.fresh_listing(&bundle.namespace, false)
+            && listing.complete
+        {
+            return lacks(listing);
+        }
+        is_probe(bundle.slug.as_str())
+            && self.last_listing(&bundle.namespace).is_none_or(lacks)
+            && self
+                .settings
+                .cache
+                .versions(&self.settings.host, bundle)
+                .is_empty()
+    }
+
+    /// The namespace's listing, if it is fresh or nobody can be asked.
+    pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.listing(namespace)));
+        }
+        if self.is_offline() {
+            return Some(Arc::new(self.cached_listing(namespace)));
+        }
+        self.fresh_listing(namespace, true)
+    }
+
+    /// The namespace's listing as it was last seen, however long ago.
+    pub fn last_listing(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
+        lock(&self.listed.namespaces)
+            .get(namespace)
+            .map(|listed| Arc::clone(&listed.listing))
+    }
+
+    /// What the namespace holds; asks the sources unless a listing is fresh.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if the registry says so and nothing of it is known. Other failures are
+    /// answered from memory and the cache, as an incomplete listing.
+    pub async fn list(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        deadline: Deadline,
+    ) -> Result<Arc<Listing>> {
+        match self.list_now(namespace) {
+            Some(listing) => Ok(listing),
+            None => self.ask_for_listing(namespace, true, deadline).await,
+        }
+    }
+
+    async fn ask_for_listing(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        detailed: bool,
+        deadline: Deadline,
+    ) -> Result<Arc<Listing>> {
+        let start = || {
+            let (resolver, namespace) = (Arc::clone(self), namespace.clone());
+            async move { resolver.list_from_sources(&namespace, detailed).await }
+        };
+        let flight = async {
+            let key = (namespace.clone(), detailed);
+            let landed = self.listed.flights.run(key, start).await;
+            landed.map_err(|lost| Error::Internal(lost.to_string()))?
+        };
+        match deadline.run(namespace, flight).await {
+            Err(Error::Timeout { .. }) => Ok(Arc::new(self.known_listing(namespace))),
+            answer => answer,
+        }
+    }
+
+    async fn list_from_sources(
+        &self,
+        namespace: &Namespace,
+        detailed: bool,
+    ) -> Result<Arc<Listing>> {
+        // A moment less than the caller's budget, so that a partial listing is in time.
+        let deadline = Deadline::after(self.settings.timeout.mul_f64(0.9));
+        match self.ask_for_bundles(namespace, deadline).await {
+            Ok(slugs) => {
+                let mut listing = self.cached_listing(namespace);
+                listing.complete = true;
+                for slug in &slugs {
+                    listing.bundles.entry(slug.clone()).or_default();
+                }
+                if detailed {
+                    self.list_versions(namespace, slugs, &mut listing, deadline)
+                        .await;
+                }
+                Ok(self.remember_listing(namespace, listing, detailed))
+            }
+            Err(error) => {
+                let gone = error.is_absence();
+                let listing = if gone && self.settings.respect_removal {
+                    self.cached_listing(namespace)
+                } else {
+                    self.known_listing(namespace)
+                };
+                if gone
+                    && listing.bundles.is_empty()
+                    && !self.settings.namespaces.contains(namespace)
+                {
+                    remember_absence(&self.listed.absent, namespace.clone());
+                    lock(&self.listed.namespaces).remove(namespace);
+                    return Err(Error::not_found(format_args!("namespace {namespace}")));
+                }
+                Ok(self.remember_listing(namespace, listing, true))
+            }
+        }
+    }
+
+    /// The names of all bundles.
+    async fn ask_for_bundles(
+        &self,
+        namespace: &Namespace,
+        deadline: Deadline,
+    ) -> Result<BTreeSet<Slug>> {
+        let sources = &self.settings.sources;
+        // Whoever looks a namespace up often lists it next.
+        if let Some(known) = self.fresh_listing(namespace, false)
+            && known.complete
+        {
+            return Ok(known.bundles.keys().cloned().collect());
+        }
+        let mut failure = Error::Offline {
+            what: namespace.to_string(),
+        };
+        for (asked, source) in sources.iter().enumerate() {
+            let share = deadline.share(sources.len() - asked);
+            match share.run(namespace, source.bundles(namespace, share)).await {
+                Ok(slugs) => return Ok(slugs.into_iter().collect()),
+                Err(error) => {
+                    debug!(%namespace, source = source.name(), %error, "no listing");
+                    failure = error;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    fn remember_listing(
+        &self,
+        namespace: &Namespace,
+        listing: Listing,
+        detailed: bool,
+    ) -> Arc<Listing> {
+        let listing = Arc::new(listing);
+        let life = if listing.complete {
+            LISTING_TTL
+        } else {
+            ABSENCE_TTL
+        };
+        let now = Instant::now();
+        let mut namespaces = lock(&self.listed.namespaces);
+        let old = namespaces.get(namespace);
+        // A listing with versions that arrived meanwhile knows more than one without.
+        if !detailed && old.is_some_and(|old| old.detailed && old.expires > now) {
+            return listing;
+        }
+        let confirmed = listing.complete || old.is_some_and(|old| old.confirmed);
+        // What nobody has confirmed is worth keeping only while it lasts.
+        namespaces.retain(|_, other| other.confirmed || other.expires > now);
+        namespaces.insert(
+            namespace.clone(),
+            Remembered {
+                listing: Arc::clone(&listing),
+                detailed,
+                confirmed,
+                expires: now + life,
+            },
+        );
+        listing
+    }
+
+    /// Fills in the versions of the bundles that a source named, as far as the limit goes.
+    async fn list_versions(
+        &self,
+        namespace: &Namespace,
+        slugs: BTreeSet<Slug>,
+        listing: &mut Listing,
+        deadline: Deadline,
+    ) {
+        if slugs.len() > MOST_LISTED {
+            debug!(%namespace, bundles = slugs.len(), "too many bundles to list all versions");
+        }
+        let before = self.last_listing(namespace);
+        let asked: Vec<BundleId> = slugs
+            .iter()
+            .take(MOST_LISTED)
+            .map(|slug| BundleId {
+                namespace: namespace.clone(),
+                slug: slug.clone(),
+            })
+            .collect();
+        let mut answers = futures_util::stream::iter(asked)
+            .map(|bundle| async move {
+                let rows = self.ask_for_versions(&bundle, deadline).await;
+                (bundle, rows)
+            })
+            .buffer_unordered(AT_A_TIME);
+        while let Some((bundle, rows)) = answers.next().await {
+            let versions = listing.bundles.entry(bundle.slug.clone()).or_default();
+            match rows {
+                Ok(rows) => {
+                    // What the source says of a version wins over what the cache says.
+                    versions.retain(|version| {
+                        !rows
+                            .iter()
+                            .any(|row| row.version == *version && row.state == State::Yanked)
+                    });
+                    versions.extend(
+                        rows.iter()
+                            .filter(|row| row.state == State::Published)
+                            .map(|row| row.version.clone()),
+                    );
+                }
+                Err(error) => {
+                    debug!(%bundle, %error, "no list of versions");
+                    let before = before.as_ref();
+                    let listed = before.and_then(|before| before.bundles.get(&bundle.slug));
+                    versions.extend(listed.into_iter().flatten().cloned());
+                }
+            }
+            versions.sort();
+            versions.dedup();
+        }
+    }
+
+    async fn ask_for_versions(
+        &self,
+        bundle: &BundleId,
+        deadline: Deadline,
+    ) -> Result<Arc<Vec<Published>>> {
+        if let Some(rows) = self.known_versions(bundle) {
+            return Ok(rows);
+        }
+        let mut failure = Error::Offline {
+            what: bundle.to_string(),
+        };
+        let sources = &self.settings.sources;
+        for (asked, source) in sources.iter().enumerate() {
+            let share = deadline.share(sources.len() - asked);
+            match share.run(bundle, source.versions(bundle, share)).await {
+                Ok(rows) => return Ok(self.remember_versions(bundle, rows)),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn known_versions(&self, bundle: &BundleId) -> Option<Arc<Vec<Published>>> {
+        let versions = lock(&self.listed.versions);
+        let (rows, at) = versions.peek(bundle)?;
+        (at.elapsed() < LISTING_TTL).then(|| Arc::clone(rows))
+    }
+
+    pub(super) fn remember_versions(
+        &self,
+        bundle: &BundleId,
+        rows: Vec<Published>,
+    ) -> Arc<Vec<Published>> {
+        for row in &rows {
+            self.note_state(bundle, &row.version, row.state);
+        }
+        let rows = Arc::new(rows);
+        let mut versions = lock(&self.listed.versions);
+        versions.put(bundle.clone(), (Arc::clone(&rows), Instant::now()));
+        keep_at_most(&mut versions, MOST_KEPT);
+        rows
+    }
+
+    /// What is known of a namespace without asking: what was listed before, and what is cached.
+    fn known_listing(&self, namespace: &Namespace) -> Listing {
+        let mut listing = self.cached_listing(namespace);
+        if let Some(last) = self.last_listing(namespace) {
+            listing.add(&last);
+        }
+        listing
+    }
+
+    /// What the cache holds of a namespace; yanked versions are not listed.
+    fn cached_listing(&self, namespace: &Namespace) -> Listing {
+        let Settings { cache, host, .. } = &self.settings;
+        let mut hosts = vec![host.clone()];
+        if self.settings.local_packs {
+            hosts.push(HostId::local());
+        }
+        let mut bundles: BTreeMap<Slug, Vec<Version>> = BTreeMap::new();
+        for host in &hosts {
+            for slug in cache.bundles(host, namespace) {
+                let bundle = BundleId {
+                    namespace: namespace.clone(),
+                    slug,
+                };
+                let versions = cache.versions_with_state(host, &bundle);
+                let published = versions
+                    .into_iter()
+                    .filter(|(_, state)| *state == State::Published)
+                    .map(|(version, _)| version);
+                bundles.entry(bundle.slug).or_default().extend(published);
+            }
+        }
+        for versions in bundles.values_mut() {
+            versions.sort();
+            versions.dedup();
+        }
+        Listing {
+            bundles,
+            complete: false,
+        }
+    }
+
+    /// The namespaces that the root lists, if that is known and fresh.
+    pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
+        if let Some(locked) = self.locked.get() {
+            return Some(Arc::new(locked.namespaces()));
+        }
+        if self.is_offline() {
+            return Some(Arc::new(self.cached_namespaces()));
+        }
+        let root = lock(&self.listed.root);
+        let (names, until) = root.as_ref()?;
+        (*until > Instant::now()).then(|| Arc::clone(names))
+    }
+
+    /// The namespaces that the root lists: configured, cached, confirmed in this session, and what
+    /// the key's identity tells. Never an error: what cannot be asked is left as it was.
+    pub async fn root(self: &Arc<Self>, deadline: Deadline) -> Arc<BTreeSet<Namespace>> {
+        if let Some(root) = self.root_now() {
+            return root;
+        }
+        let start = || {
+            let resolver = Arc::clone(self);
+            async move { resolver.root_from_sources().await }
+        };
+        let flight = async { Ok(self.listed.root_flight.run((), start).await) };
+        match deadline.run("namespaces", flight).await {
+            Ok(Ok(names)) => names,
+            Ok(Err(lost)) => {
+                warn!(%lost, "the list of namespaces was lost");
+                Arc::new(self.cached_namespaces())
+            }
+            Err(_) => Arc::new(self.cached_namespaces()),
+        }
+    }
+
+    async fn root_from_sources(&self) -> NamespaceSet {
+        let deadline = Deadline::after(self.settings.timeout.mul_f64(0.9));
+        let mut names = self.cached_namespaces();
+        let mut life = LISTING_TTL;
+        let sources = &self.settings.sources;
+        for (asked, source) in sources.iter().enumerate() {
+            let share = deadline.share(sources.len() - asked);
+            match share.run("namespaces", source.namespaces(share)).await {
+                Ok(more) => names.extend(more),
+                Err(error) => {
+                    debug!(source = source.name(), %error, "no namespaces");
+                    if error.is_outage() {
+                        life = ABSENCE_TTL;
+                    }
+                }
+            }
+        }
+        let mut root = lock(&self.listed.root);
+        if let Some((before, _)) = root.as_ref()
+            && life != LISTING_TTL
+        {
+            names.extend(before.iter().cloned());
+        }
+        let names = Arc::new(names);
+        *root = Some((Arc::clone(&names), Instant::now() + life));
+        names
+    }
+
+    fn cached_namespaces(&self) -> BTreeSet<Namespace> {
+        let Settings { cache, host, .. } = &self.settings;
+        let mut names: BTreeSet<Namespace> = self.settings.namespaces.iter().cloned().collect();
+        names.extend(cache.namespaces(host));
+        if self.settings.local_packs {
+            names.extend(cache.namespaces(&HostId::local()));
+        }
+        let listed = lock(&self.listed.namespaces);
+        let confirmed = listed.iter().filter(|(_, listed)| listed.confirmed);
+        names.extend(confirmed.map(|(namespace, _)| namespace.clone()));
+        names
+    }
+}

@@ -1,0 +1,226 @@
+//! Tar layers, the last resort: `oras push` makes one of each directory that it is given.
+//!
+//! A tar hides its files from whoever wants one of them, so all of it is fetched, checked and kept
+//! in memory, within [`MAX_PACKED`] and [`MAX_UNPACKED`], and its files are named by the digests of
+//! their content like all others. Only regular files and hard links to them are taken; what cannot
+//! be a file's path here is left to [`crate::manifest`] to refuse. Nothing is ever written to a path
+//! of the archive's choosing.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::ops::Range;
+
+use flate2::read::MultiGzDecoder;
+use tar::EntryType;
+
+use crate::digest::Digest;
+use crate::manifest::MAX_ENTRIES;
+
+/// Largest tar layer, as it is in the registry.
+pub const MAX_PACKED: u64 = 64 << 20;
+/// Largest tar, decompressed.
+pub const MAX_UNPACKED: u64 = 128 << 20;
+
+/// A file in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedFile {
+    /// The path, as the archive has it, without `./` in front.
+    pub path: String,
+    /// The digest of the content.
+    pub digest: Digest,
+    range: Range<usize>,
+}
+
+impl PackedFile {
+    /// The size in bytes.
+    pub fn size(&self) -> u64 {
+        self.range.len() as u64
+    }
+}
+
+/// A decompressed archive.
+#[derive(Debug)]
+pub struct Archive {
+    bytes: Vec<u8>,
+    /// Sorted by path.
+    files: Vec<PackedFile>,
+}
+
+impl Archive {
+    /// Reads a tar, compressed with gzip or not.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    pub fn read(packed: Vec<u8>) -> Result<Self, String> {
+        Self::read_within(packed, MAX_UNPACKED)
+    }
+
+    fn read_within(packed: Vec<u8>, limit: u64) -> Result<Self, String> {
+        let broken = |error: std::io::Error| format!("a damaged archive: {error}");
+        let bytes = if packed.starts_with(b"\x1f\x8b") {
+            let mut bytes = Vec::new();
+            let mut decoder = MultiGzDecoder::new(&*packed).take(limit + 1);
+            decoder.read_to_end(&mut bytes).map_err(broken)?;
+            bytes
+        } else {
+            packed
+        };
+        if bytes.len() as u64 > limit {
+            return Err(format!("an archive of more than {limit} bytes"));
+        }
+        // The last entry of a path counts, as for tar.
+        let mut files: HashMap<String, (Digest, Range<usize>)> = HashMap::new();
+        let mut archive = tar::Archive::new(&*bytes);
+        for (seen, entry) in archive.entries().map_err(broken)?.enumerate() {
+            if seen >= MAX_ENTRIES {
+                return Err(format!("an archive of more than {MAX_ENTRIES} entries"));
+            }
+            let entry = entry.map_err(broken)?;
+            let Some(path) = path_of(&entry.path_bytes()) else {
+                continue;
+            };
+            match entry.header().entry_type() {
+                EntryType::Regular | EntryType::Continuous => {
+                    let content = place_of(&entry, bytes.len()).ok_or("a damaged archive")?;
+                    let digest = Digest::of(&bytes[content.clone()]);
+                    files.insert(path, (digest, content));
+                }
+                EntryType::Link => {
+                    let target = entry.link_name_bytes();
+                    let target = target.and_then(|target| path_of(&target));
+                    if let Some(file) = target.and_then(|target| files.get(&target).cloned()) {
+                        files.insert(path, file);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut files: Vec<_> = files
+            .into_iter()
+            .map(|(path, (digest, range))| PackedFile {
+                path,
+                digest,
+                range,
+            })
+            .collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { bytes, files })
+    }
+
+    /// All files.
+    pub fn files(&self) -> &[PackedFile] {
+        &self.files
+    }
+
+    /// The content with this digest.
+    pub fn content(&self, digest: Digest) -> Option<&[u8]> {
+        let file = self.files.iter().find(|file| file.digest == digest)?;
+        self.bytes.get(file.range.clone())
+    }
+
+    /// How many bytes of memory it takes, about.
+    pub fn memory(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Where in the tar the content of `entry` is.
+fn place_of(entry: &tar::Entry<'_, &[u8]>, whole: usize) -> Option<Range<usize>> {
+    let start = usize::try_from(entry.raw_file_position()).ok()?;
+    let end = start.checked_add(usize::try_from(entry.size()).ok()?)?;
+    (end <= whole).then_some(start..end)
+}
+
+/// `None` for what cannot be a path at all; whether it may be one is decided elsewhere.
+fn path_of(bytes: &[u8]) -> Option<String> {
+    let path = std::str::from_utf8(bytes).ok()?;
+    let mut path = path;
+    while let Some(rest) = path.strip_prefix("./") {
+        path = rest.trim_start_matches('/');
+    }
+    (!path.is_empty() && path != ".").then(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn entry(builder: &mut tar::Builder<Vec<u8>>, kind: EntryType, path: &str, content: &[u8]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        if matches!(kind, EntryType::Link | EntryType::Symlink) {
+            header.set_size(0);
+            header
+                .set_link_name(std::str::from_utf8(content).unwrap())
+                .unwrap();
+            header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_cksum();
+            builder.append(&header, &b""[..]).unwrap();
+        } else {
+            header.set_size(content.len() as u64);
+            // Not `set_path`, which refuses what a hostile archive has.
+            header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_cksum();
+            builder.append(&header, content).unwrap();
+        }
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn files_are_found_by_the_digest_of_their_content() {
+        let mut builder = tar::Builder::new(Vec::new());
+        entry(&mut builder, EntryType::Directory, "./skills/", b"");
+        entry(&mut builder, EntryType::Regular, "./skills/a.md", b"old");
+        entry(&mut builder, EntryType::Regular, "skills/a.md", b"hello");
+        entry(
+            &mut builder,
+            EntryType::Link,
+            "skills/b.md",
+            b"./skills/a.md",
+        );
+        entry(
+            &mut builder,
+            EntryType::Symlink,
+            "skills/c.md",
+            b"/etc/passwd",
+        );
+        entry(&mut builder, EntryType::Regular, "../../etc/passwd", b"x");
+        entry(&mut builder, EntryType::Regular, "empty", b"");
+        let tar = builder.into_inner().unwrap();
+        for packed in [gzip(&tar), tar] {
+            let archive = Archive::read(packed).unwrap();
+            let paths: Vec<_> = archive.files().iter().map(|f| f.path.as_str()).collect();
+            assert_eq!(
+                paths,
+                ["../../etc/passwd", "empty", "skills/a.md", "skills/b.md"]
+            );
+            assert_eq!(archive.content(Digest::of(b"hello")), Some(&b"hello"[..]));
+            assert_eq!(archive.content(Digest::of(b"")), Some(&b""[..]));
+            assert_eq!(archive.content(Digest::of(b"old")), None);
+            assert_eq!(archive.files()[2].size(), 5);
+        }
+    }
+
+    #[test]
+    fn bombs_and_rubbish_are_refused() {
+        let bomb = gzip(&vec![0; 1 << 20]);
+        let problem = Archive::read_within(bomb, 1 << 10).unwrap_err();
+        assert!(problem.contains("more than 1024 bytes"), "{problem}");
+        assert!(Archive::read(b"\x1f\x8bnot gzip".to_vec()).is_err());
+        assert!(Archive::read(vec![b'x'; 4096]).is_err());
+        let mut builder = tar::Builder::new(Vec::new());
+        entry(&mut builder, EntryType::Regular, "a", &[b'a'; 2000]);
+        let mut cut = builder.into_inner().unwrap();
+        cut.truncate(1024);
+        assert!(Archive::read(cut).is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! Logins and tokens: who gets one, and how often.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::fake::{Guard, TokenServer};
+use super::fault_server::{FaultServer, Reply};
+use super::*;
+
+/// "ada:secret" and "ada:changed", as HTTP has them.
+const SECRET: &str = "Basic YWRhOnNlY3JldA==";
+const CHANGED: &str = "Basic YWRhOmNoYW5nZWQ=";
+
+fn write_password(machine: &Machine, password: &str) -> PathBuf {
+    let path = machine.path().join("password");
+    fs::write(&path, password).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn as_ada(machine: &Machine, registry: &FakeRegistry) -> Client {
+    let path = write_password(machine, "secret");
+    machine.client(&registry.host(), |overrides| {
+        overrides.oci_user = Some("ada".into());
+        overrides.oci_password_file = Some(path);
+    })
+}
+
+const FILES: &[(&str, &[u8])] = &[("a", b"1"), ("b", b"2"), ("c", b"3")];
+
+#[tokio::test]
+async fn one_token_lets_a_whole_session_in() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    let tokens = TokenServer::start(300);
+    *tokens.wants.lock().unwrap() = Some(SECRET.into());
+    registry.publish("acme/kit", "1.0.0", FILES);
+    registry.guard(tokens.guard());
+    let client = as_ada(&machine, &registry);
+    for (path, content) in FILES {
+        assert_eq!(read(&client, "acme/kit", path).await.unwrap(), *content);
+    }
+    let asked = tokens.requests();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let target = &asked[0].target;
+    assert!(target.contains("service=fake"), "{target}");
+    assert!(
+        target.contains("scope=repository%3Aacme%2Fkit%3Apull"),
+        "{target}"
+    );
+    // The login itself is for the token server alone.
+    for request in registry.requests() {
+        let shown = request.header("authorization").unwrap_or_default();
+        assert!(!shown.starts_with("Basic"), "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn everybody_may_have_a_token_for_what_is_public() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    let tokens = TokenServer::start(300);
+    registry.publish("acme/kit", "1.0.0", FILES);
+    registry.guard(tokens.guard());
+    let client = machine.plain(&registry);
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"1");
+    assert_eq!(tokens.requests()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_storm_of_refusals_is_one_refresh_and_no_readers_error() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    let tokens = TokenServer::start(300);
+    *tokens.wants.lock().unwrap() = Some(SECRET.into());
+    let contents: Vec<String> = (0..64).map(|i| format!("file {i}")).collect();
+    let files: Vec<(&str, &[u8])> = contents
+        .iter()
+        .map(|content| (content.as_str(), content.as_bytes()))
+        .collect();
+    registry.publish("acme/kit", "1.0.0", &files);
+    registry.guard(tokens.guard());
+    let client = as_ada(&machine, &registry);
+    let loaded = manifest(&client, "acme/kit").await.unwrap();
+    assert_eq!(tokens.requests().len(), 1);
+
+    // In the middle of the session, long before its time.
+    tokens.revoke();
+    let reads = contents.iter().map(|path| read_of(&client, &loaded, path));
+    for (read, content) in futures_util::future::join_all(reads)
+        .await
+        .iter()
+        .zip(&contents)
+    {
+        assert_eq!(read.as_ref().unwrap(), content.as_bytes());
+    }
+    assert_eq!(tokens.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_has_ended_is_replaced_before_it_is_refused() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    // Ends at once.
+    let tokens = TokenServer::start(0);
+    registry.publish("acme/kit", "1.0.0", FILES);
+    registry.guard(tokens.guard());
+    let client = machine.plain(&registry);
+    for (path, content) in FILES {
+        assert_eq!(read(&client, "acme/kit", path).await.unwrap(), *content);
+        // As long as a token of the shortest life is used.
+        tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+    let refused = registry.requests();
+    let without = |r: &&fault_server::Request| r.header("authorization").is_none();
+    let first: Vec<_> = refused.iter().filter(without).collect();
+    assert!(first.len() <= 2, "only the first could not know: {first:?}");
+    assert!(tokens.requests().len() >= 3);
+}
+
+#[tokio::test]
+async fn a_password_that_changes_is_nobodys_error() {
+    for bearer in [false, true] {
+        let (registry, machine) = (FakeRegistry::start(), Machine::new());
+        let tokens = TokenServer::start(300);
+        *tokens.wants.lock().unwrap() = Some(SECRET.into());
+        registry.publish("acme/kit", "1.0.0", FILES);
+        registry.guard(match bearer {
+            true => tokens.guard(),
+            false => Guard::Basic(SECRET.into()),
+        });
+        let client = as_ada(&machine, &registry);
+        assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"1");
+
+        write_password(&machine, "changed");
+        *tokens.wants.lock().unwrap() = Some(CHANGED.into());
+        tokens.revoke();
+        if !bearer {
+            registry.guard(Guard::Basic(CHANGED.into()));
+        }
+        assert_eq!(read(&client, "acme/kit", "b").await.unwrap(), b"2");
+    }
+}
+
+#[tokio::test]
+async fn without_a_valid_login_what_is_cached_stays_and_the_rest_says_what_to_do() {
+    for bearer in [false, true] {
+        let (registry, machine) = (FakeRegistry::start(), Machine::new());
+        let tokens = TokenServer::start(300);
+        *tokens.wants.lock().unwrap() = Some(SECRET.into());
+        registry.publish("acme/kit", "1.0.0", FILES);
+        registry.guard(match bearer {
+            true => tokens.guard(),
+            false => Guard::Basic(SECRET.into()),
+        });
+        let client = as_ada(&machine, &registry);
+        assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"1");
+
+        *tokens.wants.lock().unwrap() = Some(CHANGED.into());
+        tokens.revoke();
+        if !bearer {
+            registry.guard(Guard::Basic(CHANGED.into()));
+        }
+        assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"1");
+        let error = read(&client, "acme/kit", "b").await.unwrap_err();
+        assert!(matches!(error, Error::Denied { .. }), "{error}");
+        let remedy = format!("docker login {}", registry.host());
+        assert!(error.to_string().contains(&remedy), "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn no_login_goes_along_with_a_redirect() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    registry.publish("acme/kit", "1.0.0", FILES);
+    registry.guard(Guard::Basic(SECRET.into()));
+    let store = FaultServer::start(|_| Reply::bytes("application/octet-stream", "1"));
+    let client = as_ada(&machine, &registry);
+    let loaded = manifest(&client, "acme/kit").await.unwrap();
+    registry.script(
+        "/blobs/",
+        Reply::redirect(&format!("{}/x?sig=1", store.url())),
+    );
+    assert_eq!(read_of(&client, &loaded, "a").await.unwrap(), b"1");
+    let asked = store.requests();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_token_server_that_is_down_is_an_outage_and_no_refusal() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    registry.publish("acme/kit", "1.0.0", FILES);
+    let gone = TokenServer::start(300);
+    registry.guard(gone.guard());
+    drop(gone);
+    let client = machine.client(&registry.host(), |overrides| {
+        overrides.metadata_timeout = Some(Duration::from_secs(5));
+    });
+    let error = manifest(&client, "acme/kit").await.unwrap_err();
+    assert!(error.is_outage(), "{error}");
+}

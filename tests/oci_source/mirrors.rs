@@ -1,0 +1,265 @@
+//! Mirrors: asked first, believed never; and an API beside an OCI registry.
+
+use super::fake::Guard;
+use super::fault_server::{FaultServer, Reply};
+use super::*;
+
+const FILES: &[(&str, &[u8])] = &[("a", b"right"), ("b", b"also right")];
+
+/// An origin and a mirror with the same bundle.
+fn pair() -> (FakeRegistry, FakeRegistry) {
+    let (origin, mirror) = (FakeRegistry::start(), FakeRegistry::start());
+    origin.publish("acme/kit", "1.0.0", FILES);
+    mirror.publish("acme/kit", "1.0.0", FILES);
+    (origin, mirror)
+}
+
+fn mirrored(machine: &Machine, origin: &FakeRegistry, mirrors: &[String]) -> Client {
+    machine.client(&origin.host(), |overrides| {
+        let parsed = mirrors.iter().map(|text| value::mirror(text).unwrap());
+        overrides.mirrors = parsed.collect();
+        overrides.content_timeout = Some(Duration::from_secs(8));
+    })
+}
+
+#[tokio::test]
+async fn content_comes_from_the_mirror_and_names_from_the_origin() {
+    let (origin, mirror) = pair();
+    let machine = Machine::new();
+    let client = mirrored(&machine, &origin, &[mirror.host()]);
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+    assert_eq!(origin.count("/blobs/"), 1, "the config");
+    let asked = mirror.requests();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    // As containerd tells a mirror of several registries which one is meant.
+    let ns = format!("ns={}", origin.host().replace(':', "%3A"));
+    assert!(asked[0].target.contains(&ns), "{}", asked[0].target);
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_mirror_the_next_source_is_asked_in_the_same_read() {
+    for (why, reply) in [
+        ("wrong bytes", Reply::bytes("x", "wrong")),
+        ("not there", Reply::status(404)),
+        (
+            "login page",
+            Reply::bytes("text/html", "<html>log in</html>"),
+        ),
+        ("broken", Reply::status(500)),
+        ("forbidden", Reply::status(403)),
+        ("reset", Reply::reset()),
+        ("stuck", Reply::hang()),
+        ("cut off", Reply::bytes("x", "right").truncated(3)),
+    ] {
+        let (origin, mirror) = pair();
+        let machine = Machine::new();
+        let client = mirrored(&machine, &origin, &[mirror.host()]);
+        mirror.script("/blobs/", reply);
+        let content = read(&client, "acme/kit", "a").await;
+        assert_eq!(content.unwrap(), b"right", "{why}");
+        // One that lies or is down is left alone for a moment.
+        let content = read(&client, "acme/kit", "b").await;
+        assert_eq!(content.unwrap(), b"also right", "{why}");
+        let expected = match why {
+            "not there" | "forbidden" => 2,
+            _ => 1,
+        };
+        assert_eq!(mirror.count("/blobs/"), expected, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_in_their_order() {
+    let (origin, first) = pair();
+    let (_, second) = pair();
+    first.script("/blobs/", Reply::status(404));
+    let down = {
+        let gone = FakeRegistry::start();
+        gone.host()
+    };
+    let machine = Machine::new();
+    let hosts = [down, first.host(), second.host()];
+    let client = mirrored(&machine, &origin, &hosts);
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+    assert_eq!(first.count("/blobs/"), 1);
+    assert_eq!(second.count("/blobs/"), 1);
+    assert_eq!(origin.count("/blobs/"), 1, "the config");
+}
+
+#[tokio::test]
+async fn a_mirror_serves_what_the_origin_no_longer_can() {
+    let (origin, mirror) = pair();
+    let machine = Machine::new();
+    let client = mirrored(&machine, &origin, &[mirror.host()]);
+    manifest(&client, "acme/kit@1.0.0").await.unwrap();
+    let host = origin.host();
+    drop((client, origin));
+    // The manifest is cached; its content is not.
+    let client = machine.client(&host, |overrides| {
+        overrides.mirrors = vec![value::mirror(&mirror.host()).unwrap()];
+    });
+    assert_eq!(
+        read(&client, "acme/kit@1.0.0", "a").await.unwrap(),
+        b"right"
+    );
+}
+
+#[tokio::test]
+async fn a_mirror_resolves_only_if_it_is_told_to() {
+    let (origin, mirror) = pair();
+    mirror.publish("acme/kit", "2.0.0", &[("a", b"newer")]);
+    let machine = Machine::new();
+    let client = mirrored(&machine, &origin, &[format!("{}#resolve", mirror.host())]);
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"newer");
+    assert_eq!(origin.requests().len(), 0);
+    // What it lacks is not absent.
+    origin.publish("acme/other", "1.0.0", FILES);
+    assert_eq!(read(&client, "acme/other", "a").await.unwrap(), b"right");
+}
+
+#[tokio::test]
+async fn no_login_of_the_origin_goes_to_a_mirror() {
+    let (origin, mirror) = pair();
+    let login = "Basic YWRhOnNlY3JldA==";
+    origin.guard(Guard::Basic(login.into()));
+    mirror.guard(Guard::Basic(login.into()));
+    let machine = Machine::new();
+    let password = machine.path().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&password, mode).unwrap();
+    let client = machine.client(&origin.host(), |overrides| {
+        overrides.mirrors = vec![value::mirror(&mirror.host()).unwrap()];
+        overrides.oci_user = Some("ada".into());
+        overrides.oci_password_file = Some(password);
+    });
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+    assert_eq!(mirror.count("/blobs/"), 1);
+    assert!(
+        mirror
+            .requests()
+            .iter()
+            .all(|r| r.header("authorization").is_none())
+    );
+}
+
+#[tokio::test]
+async fn a_mirror_may_have_everything_below_a_prefix() {
+    let (origin, mirror) = (FakeRegistry::start(), FakeRegistry::start());
+    origin.publish("team/acme/kit", "1.0.0", FILES);
+    mirror.publish("proxy/team/acme/kit", "1.0.0", FILES);
+    let machine = Machine::new();
+    let client = machine.client(&format!("{}/team", origin.host()), |overrides| {
+        let text = format!("oci=http://{}/proxy", mirror.host());
+        overrides.mirrors = vec![value::mirror(&text).unwrap()];
+    });
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+    assert_eq!(mirror.count("/v2/proxy/team/acme/kit/blobs/"), 1);
+}
+
+/// An API that resolves one version, and names where its artifact is.
+fn api(oci_ref: Option<&str>, digest: &str, with_list: bool) -> FaultServer {
+    let layers: Vec<_> = FILES
+        .iter()
+        .map(|(path, bytes)| {
+            serde_json::json!({"assetId": "", "logicalPath": path, "assetType": "prompt",
+                "contentSha256": musherfs::digest::Digest::of(bytes).hex(),
+                "sizeBytes": bytes.len()})
+        })
+        .collect();
+    let manifest = with_list.then(|| serde_json::json!({ "layers": layers }));
+    let answer = serde_json::json!({"bundleId": "", "versionId": "", "namespace": "acme",
+        "slug": "kit", "ref": "acme/kit:1.0.0", "version": "1.0.0", "sourceType": "registry",
+        "ociRef": oci_ref, "ociDigest": digest, "state": "published", "manifest": manifest});
+    FaultServer::start(move |request| {
+        if request.target.contains(":resolve") {
+            Reply::json(&answer)
+        } else {
+            Reply::problem(404, "not-found", "not here")
+        }
+    })
+}
+
+#[tokio::test]
+async fn with_both_the_api_resolves_and_content_comes_from_the_oci_registry() {
+    for with_list in [true, false] {
+        let (origin, _) = pair();
+        let digest = origin.publish("acme/kit", "1.0.0", FILES);
+        let api = api(None, &digest, with_list);
+        let machine = Machine::new();
+        let client = machine.client(&origin.host(), |overrides| {
+            overrides.api_url = Some(api.url().parse().unwrap());
+        });
+        assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+        assert_eq!(origin.count("/tags/list"), 0);
+        assert_eq!(origin.count("/manifests/1.0.0"), 0);
+        assert_eq!(origin.count("/manifests/"), usize::from(!with_list));
+        assert!(
+            api.targets()
+                .iter()
+                .all(|target| target.contains(":resolve"))
+        );
+        // Filed as the API's: it resolved them.
+        let partition = api.url().replace("http://", "").replace(':', "_");
+        assert!(
+            machine
+                .path()
+                .join("cache/manifests")
+                .join(partition)
+                .is_dir()
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_registry_that_an_answer_names_is_asked_for_content() {
+    let (origin, _) = pair();
+    let digest = origin.publish("acme/kit", "1.0.0", FILES);
+    for with_list in [true, false] {
+        let name = format!("{}/acme/kit:1.0.0", origin.host());
+        let api = api(Some(&name), &digest, with_list);
+        let machine = Machine::new();
+        let client = machine.client(&origin.host(), |overrides| {
+            overrides.oci_registry_url = None;
+            overrides.api_url = Some(api.url().parse().unwrap());
+        });
+        assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+        assert!(
+            api.targets()
+                .iter()
+                .all(|target| target.contains(":resolve"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_cache_in_front_of_an_api_is_asked_first_and_without_the_key() {
+    let digest = musherfs::digest::Digest::of(b"x").to_string();
+    let origin = api(None, &digest, true);
+    let cache = FaultServer::start(|request| {
+        if request.target.contains("/assets/a") {
+            Reply::bytes("application/octet-stream", "right")
+        } else {
+            Reply::status(404)
+        }
+    });
+    let machine = Machine::new();
+    let client = machine.client("unused.example", |overrides| {
+        overrides.oci_registry_url = None;
+        overrides.api_url = Some(origin.url().parse().unwrap());
+        overrides.mirrors = vec![value::mirror(&cache.url()).unwrap()];
+    });
+    assert_eq!(read(&client, "acme/kit", "a").await.unwrap(), b"right");
+    assert!(
+        origin
+            .targets()
+            .iter()
+            .all(|target| target.contains(":resolve"))
+    );
+    assert!(
+        cache
+            .requests()
+            .iter()
+            .all(|r| r.header("authorization").is_none())
+    );
+}

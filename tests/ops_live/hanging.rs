@@ -1,0 +1,153 @@
+//! While the registry hangs and a hundred readers wait, nobody who looks after the mount does.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::registry::{Effect, Fault};
+use crate::{World, output, text, wait_until};
+
+const READERS: usize = 100;
+
+/// Longer than any test: whoever waited for the network would not come back.
+const FOR_EVER: [&str; 4] = ["--metadata-timeout", "1h", "--content-timeout", "1h"];
+
+#[test]
+fn status_why_doctor_df_and_umount_end_while_a_hundred_readers_wait() {
+    let Some(world) = World::new() else { return };
+    let files: Vec<(String, Vec<u8>)> = (0..READERS)
+        .map(|i| (format!("f{i}.md"), format!("file {i}\n").into_bytes()))
+        .collect();
+    let files: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(path, bytes)| (path.as_str(), bytes.as_slice()))
+        .collect();
+    world.registry.publish("acme", "kit", "1.0.0", &files);
+    world.mount(&[FOR_EVER.as_slice(), &["--readahead", "0"]].concat());
+    assert!(world.at("acme/kit@1.0.0/f0.md").exists());
+    world.registry.fault(Fault::new(Effect::Hang));
+
+    let readers: Vec<_> = (0..READERS)
+        .map(|i| world.reader(&format!("acme/kit@1.0.0/f{i}.md")))
+        .collect();
+    let waiting = |world: &World| world.status()["inFlight"].as_array().unwrap().len();
+    wait_until("a hundred readers wait", || waiting(&world) >= READERS);
+
+    let dir = world.mountpoint();
+    let dir = dir.to_str().unwrap();
+    let file = format!("{dir}/acme/kit@1.0.0/f7.md");
+    for (arguments, code, part) in [
+        (&["status", "--long"][..], 0, "waiting"),
+        (&["why", &file], 0, "not cached"),
+        (&["why", &format!("{dir}/acme/unheard-of")], 1, ""),
+        (&["doctor", dir], 5, "did not answer within"),
+        // Busy, and says so at once.
+        (&["umount", dir], 1, "in use"),
+    ] {
+        let start = Instant::now();
+        let output = world.run(arguments);
+        println!("{arguments:?}: {:?}", start.elapsed());
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains(part), "{arguments:?}: {said}");
+        // What else is mounted on this machine has a say in the doctor's code.
+        if !matches!(arguments[0], "umount" | "doctor") {
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        }
+    }
+    let start = Instant::now();
+    let mut df = Command::new("df");
+    df.arg(dir);
+    assert!(output(df).status.success());
+    println!("df: {:?}", start.elapsed());
+    // None of that has released anybody.
+    assert!(waiting(&world) >= READERS);
+    let first = world.status()["inFlight"][0].clone();
+    assert_eq!(first["operation"], "read", "{first}");
+    assert!(first["ageSeconds"].as_f64().unwrap() > 0.0);
+    assert!(
+        first["path"]
+            .as_str()
+            .unwrap()
+            .starts_with("/acme/kit@1.0.0/f")
+    );
+
+    let start = Instant::now();
+    assert!(world.run(&["umount", "--force", dir]).status.success());
+    println!("umount --force: {:?}", start.elapsed());
+    for mut reader in readers {
+        wait_until("the readers are released", || {
+            reader.0.try_wait().unwrap().is_some()
+        });
+    }
+}
+
+#[test]
+fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let Some(world) = World::new() else { return };
+    world
+        .registry
+        .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
+    world.mount(&[]);
+    let pid = i32::try_from(world.status()["pid"].as_u64().unwrap()).unwrap();
+    let pid = Pid::from_raw(pid).unwrap();
+    let dir = world.mountpoint();
+    kill_process(pid, Signal::STOP).unwrap();
+    // The signal reaches its threads one after the other.
+    wait_until("all threads are stopped", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| stat.contains(") T "))
+        })
+    });
+    let status = world.run(&["status"]);
+    let doctor = world.run(&["doctor", dir.to_str().unwrap()]);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(status.status.code(), Some(5), "{status:?}");
+    assert!(
+        text(&status.stderr).contains("does not answer"),
+        "{status:?}"
+    );
+    assert!(text(&doctor.stdout).contains("stuck-mount"), "{doctor:?}");
+    assert!(text(&doctor.stdout).contains("daemon"), "{doctor:?}");
+    // Nothing was harmed by asking.
+    assert_eq!(std::fs::read(world.at("acme/kit/a.md")).unwrap(), b"a\n");
+}
+
+#[test]
+fn a_dead_mount_is_named_explained_from_the_cache_and_cleared() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let Some(world) = World::new() else { return };
+    world
+        .registry
+        .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
+    world.mount(&[]);
+    assert_eq!(std::fs::read(world.at("acme/kit/a.md")).unwrap(), b"a\n");
+    let pid = i32::try_from(world.status()["pid"].as_u64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let dir = world.mountpoint();
+    let dir = dir.to_str().unwrap();
+    let is_dead = || {
+        let error = std::fs::metadata(world.at("acme")).err();
+        error.and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN)
+    };
+    // A mount that has outlived its daemon by being served anew has nothing to show here.
+    let end = Instant::now() + Duration::from_secs(3);
+    while !is_dead() {
+        if Instant::now() > end {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let doctor = world.run(&["doctor", dir]);
+    assert!(text(&doctor.stdout).contains("stale-mount"), "{doctor:?}");
+    let why = world.run(&["why", &format!("{dir}/acme/kit/a.md")]);
+    let said = text(&why.stdout) + &text(&why.stderr);
+    assert!(
+        said.contains("does not answer") && said.contains("cached"),
+        "{said}"
+    );
+    assert!(world.run(&["umount", dir]).status.success());
+    let gone = world.run(&["why", &format!("{dir}/acme")]);
+    assert!(text(&gone.stderr).contains("not in a mount"), "{gone:?}");
+}
