@@ -520,6 +520,7 @@ fn a_service_goes_on_with_what_its_manager_has_kept() {
     manager.set_jobs("No jobs running.");
     manager.start();
     manager.await_kept(2);
+    manager.await_told("READY=1", 1);
     assert!(keeper::find(&house.runtime()).unwrap().is_empty());
     let (path, bytes) = house.file(7);
     assert_eq!(fs::read(&path).unwrap(), bytes);
@@ -541,6 +542,8 @@ fn a_service_goes_on_with_what_its_manager_has_kept() {
             manager.start();
             rustix::fs::statfs(&house.dir).unwrap();
         }
+        // Nobody was told of an end that was none.
+        assert_eq!(manager.told("STOPPING=1"), 0);
     } else {
         support::fuse::skip("restarting a service: no control group can be made");
     }
@@ -550,10 +553,18 @@ fn a_service_goes_on_with_what_its_manager_has_kept() {
         seen.operations, seen.slowest
     );
 
+    // A daemon that goes on is ready, too.
+    let before = manager.told("READY=1");
+    manager.end(Signal::KILL);
+    manager.start();
+    manager.await_told("READY=1", before + 1);
+    let stopped = manager.told("STOPPING=1");
+
     manager.set_jobs("13 musherfs-test.service stop running");
     assert!(manager.end(Signal::TERM).success());
     assert!(!house.is_mounted());
     manager.await_kept(0);
+    manager.await_told("STOPPING=1", stopped + 1);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::house::{DEADLINE, House, PROGRAM, await_some, kill};
 const UNIT: &str = "musherfs-test.service";
 
 #[derive(Default)]
-struct Kept(Mutex<HashMap<String, OwnedFd>>);
+struct Kept(Mutex<HashMap<String, OwnedFd>>, Mutex<Vec<String>>);
 
 pub(crate) struct Manager<'h> {
     house: &'h House,
@@ -59,6 +59,17 @@ impl<'h> Manager<'h> {
     /// How many descriptors are kept.
     pub(crate) fn kept(&self) -> usize {
         self.kept.0.lock().unwrap().len()
+    }
+
+    /// How often it was told so, such as `READY=1`.
+    pub(crate) fn told(&self, line: &str) -> usize {
+        let told = self.kept.1.lock().unwrap();
+        told.iter().filter(|told| *told == line).count()
+    }
+
+    /// Waits until it was told so at least so often.
+    pub(crate) fn await_told(&self, line: &str, times: usize) {
+        await_some(line, || (self.told(line) >= times).then_some(()));
     }
 
     pub(crate) fn await_kept(&self, many: usize) {
@@ -164,6 +175,10 @@ fn receive(listener: &UnixDatagram, kept: &Kept) -> Option<()> {
         text.lines()
             .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
     };
+    kept.1
+        .lock()
+        .unwrap()
+        .extend(text.lines().map(str::to_owned));
     let mut kept = kept.0.lock().unwrap();
     if value("FDSTOREREMOVE") == Some("1") {
         kept.remove(value("FDNAME").unwrap());
