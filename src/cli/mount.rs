@@ -441,8 +441,9 @@ fn start(plan: &Plan, again: &Again) -> Result<(), Failure> {
         tracing::warn!("the mount could not be warmed up; it works, with more requests");
     }
     tracing::info!(
-        "mounted on {}, served by process {}",
+        "mounted on {}, {} by process {}",
         started.dir.display(),
+        if plan.demo { "served" } else { "kept" },
         started.pid
     );
     Ok(())

@@ -226,12 +226,13 @@ impl Keeper {
         let timing = plan.timing;
         let program = Program::running(&plan.program)
             .map_err(|error| MountError::io("/proc/self/exe", error))?;
+        // First, so that wrong settings are found before anything is made. A daemon that is not wanted
+        // after all is ended.
+        let mut daemon = Daemon::prepare(&program, &plan.invocation, timing.patience, &signals)?;
         let point = MountPoint::prepare(Path::new(&plan.dir))?;
         if plan.marker {
             point.mark()?;
         }
-        // First, so that wrong settings are found before there is a mount.
-        let mut daemon = Daemon::prepare(&program, &plan.invocation, timing.patience, &signals)?;
         let mounted = mount(&point, &plan.options)?;
         let served = daemon
             .serve(&mounted, None, timing.patience, &signals)
