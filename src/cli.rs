@@ -33,6 +33,7 @@ mod resolve;
 mod shared;
 mod status;
 mod umount;
+mod upgrade;
 mod why;
 mod yank;
 
@@ -111,6 +112,7 @@ Exit status:
 enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
+    Upgrade(upgrade::Args),
     Ls(ls::Args),
     Resolve(resolve::Args),
     Load(load::Args),
@@ -163,6 +165,10 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Umount(args) => {
             logging::init_command(verbosity)?;
             umount::run(&args)
+        }
+        Command::Upgrade(args) => {
+            logging::init_command(verbosity)?;
+            upgrade::run(&args)
         }
         Command::Ls(args) => {
             logging::init_command(verbosity)?;

@@ -20,6 +20,7 @@
 //! Keys are not settings: see `credentials`.
 
 mod file;
+pub mod service;
 pub mod value;
 
 use std::ffi::OsString;

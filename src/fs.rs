@@ -19,10 +19,10 @@ mod xattr;
 
 pub use explain::{Explanation, Kind as ExplainedKind};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -39,7 +39,7 @@ use crate::store::{Loaded, Store};
 
 use failures::Failures;
 use in_flight::InFlight;
-use inode::{Inodes, Name, Node, PROBE, Tagged};
+use inode::{Inodes, Name, Node, PROBE, ROOT, Tagged};
 use tree::{Attr, FOREVER, Kind, epoch};
 
 /// What the file `/.musherfs` says.
@@ -127,6 +127,14 @@ pub struct Fs {
     moves: broadcast::Sender<Moved>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
+    inherited: OnceLock<Inherited>,
+}
+
+/// What an earlier process told the kernel, and this one does not know: the names that it gave
+/// numbers to, and since when somebody else answers for them.
+struct Inherited {
+    names: HashSet<u64>,
+    since: SystemTime,
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -151,6 +159,7 @@ impl Fs {
             moves: broadcast::channel(MOVES_KEPT).0,
             kernel: OnceLock::new(),
             usage: Default::default(),
+            inherited: OnceLock::new(),
         });
         let told = Arc::downgrade(&fs);
         fs.resolver
@@ -165,6 +174,45 @@ impl Fs {
     /// Where requests to drop caches go; they are lost until this is set, once.
     pub fn set_kernel(&self, kernel: mpsc::UnboundedSender<Invalidate>) {
         let _ = self.kernel.set(kernel);
+    }
+
+    /// Goes on for a process that served the same kernel and is gone: has the kernel drop the bodies
+    /// of all symlinks and the listings that it was given, since nobody knows any more what it was
+    /// told. Once, after [`Fs::set_kernel`] and before the first request.
+    pub fn inherit(&self) {
+        let inherited = Inherited {
+            names: self.inodes.names().into_iter().collect(),
+            since: SystemTime::now(),
+        };
+        let names: Vec<u64> = inherited.names.iter().copied().collect();
+        if self.inherited.set(inherited).is_ok() {
+            for ino in names.into_iter().chain([ROOT]) {
+                self.invalidate(ino, None);
+            }
+        }
+    }
+
+    /// Whether an earlier process may have told the kernel something about `ino`.
+    fn is_inherited(&self, ino: u64) -> bool {
+        let inherited = self.inherited.get();
+        inherited.is_some_and(|inherited| inherited.names.contains(&ino))
+    }
+
+    /// The time of a mutable node that has not changed in this process. The time that an earlier one
+    /// told is older, so whoever compares times looks again.
+    fn first_mtime(&self) -> SystemTime {
+        let inherited = self.inherited.get();
+        inherited.map_or_else(epoch, |inherited| inherited.since)
+    }
+
+    /// How long a name or a manifest may take.
+    pub fn metadata_timeout(&self) -> Duration {
+        self.store.policy().metadata_timeout
+    }
+
+    /// How long a file's content may take.
+    pub fn content_timeout(&self) -> Duration {
+        self.store.policy().content_timeout
     }
 
     /// What the mount counts.

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
@@ -28,14 +28,14 @@ use fuser::{
     ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use crate::error::Error;
 use crate::fs::in_flight::Waiting;
 use crate::fs::tree::{Attr, Directory, FOREVER, Kind, epoch};
-use crate::fs::{Answer, Found, Fs, Invalidate};
+use crate::fs::{Answer, Found, Fs};
 use crate::metrics::Counter;
 use crate::metrics::requests::{Operation, Outcome};
 
@@ -45,6 +45,9 @@ const MAX_TRANSFER: u32 = 1 << 20;
 /// Read-ahead requests that the kernel may have under way. Above the threshold it would wait for
 /// each read, and a stuck download must not make it do that.
 const BACKGROUND: u16 = 1024;
+
+/// How far beyond its deadline a request is answered at the latest.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The only handle there is: no state belongs to an open file.
 const NO_HANDLE: FileHandle = FileHandle(0);
@@ -67,6 +70,26 @@ pub fn errno(error: &Error) -> Errno {
         | Error::Internal(_) => Errno::EIO,
         Error::Timeout { .. } => Errno::ETIMEDOUT,
         Error::Unreachable { .. } | Error::Offline { .. } => Errno::EHOSTUNREACH,
+    }
+}
+
+/// What the kernel and the daemon that mounted agreed on, for a daemon that goes on serving the same
+/// connection: the kernel does not say it twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshake {
+    /// The protocol's minor version that the kernel speaks.
+    pub minor: u32,
+    /// The capabilities that the kernel has.
+    pub offered: u64,
+    /// Those of them that are in use.
+    pub agreed: u64,
+}
+
+impl Handshake {
+    /// Whether the kernel can repeat requests whose daemon has died (Linux 6.9 and later).
+    pub fn can_resend(&self) -> bool {
+        const HAS_RESEND: u64 = 1 << 39;
+        self.offered & HAS_RESEND != 0
     }
 }
 
@@ -127,6 +150,7 @@ pub struct Fuse {
     /// Whether the kernel understands ENOSYS to OPEN and to OPENDIR.
     no_open: bool,
     no_opendir: bool,
+    handshake: Arc<OnceLock<Handshake>>,
 }
 
 thread_local! {
@@ -143,7 +167,13 @@ impl Fuse {
             owner,
             no_open: false,
             no_opendir: false,
+            handshake: Arc::default(),
         }
+    }
+
+    /// What will be known as soon as the session has begun.
+    pub fn handshake(&self) -> Arc<OnceLock<Handshake>> {
+        Arc::clone(&self.handshake)
     }
 
     fn count(&self, counter: Counter) {
@@ -197,8 +227,9 @@ impl Fuse {
                 let guard = self.fs.in_flight().enter(waiting.clone());
                 let (kind, operation) = (asked.operation, asked.operation.label());
                 let span = debug_span!("request", operation, ino = waiting.ino);
+                let most = self.most(kind);
                 let task = async move {
-                    let answer = answer.await;
+                    let answer = tokio::time::timeout(most, answer).await;
                     let asked = Asked {
                         operation: kind,
                         ino: waiting.ino,
@@ -206,12 +237,39 @@ impl Fuse {
                         pid: waiting.pid,
                         since: asked_at,
                     };
+                    let answer = answer.unwrap_or_else(|_| Err(edge.overdue(&asked, most)));
                     let answer = edge.settle(&asked, answer);
                     reply(&edge, answer);
                     drop(guard);
                 };
                 self.runtime.spawn(task.instrument(span));
             }
+        }
+    }
+
+    /// How long a request may take whatever happens: its deadline, which everything below keeps by
+    /// itself, and a moment.
+    fn most(&self, operation: Operation) -> Duration {
+        let deadline = match operation {
+            Operation::Read => self.fs.content_timeout(),
+            _ => self.fs.metadata_timeout(),
+        };
+        deadline + GRACE
+    }
+
+    /// Somebody below has lost a request: it is answered all the same, and that it came to this is
+    /// counted.
+    fn overdue(&self, asked: &Asked<'_>, most: Duration) -> Error {
+        self.count(Counter::Overdue);
+        let operation = asked.operation.label();
+        warn!(
+            operation,
+            ino = asked.ino,
+            ?most,
+            "a request outlived its deadline"
+        );
+        Error::Timeout {
+            what: format!("{operation} of inode {:#x}", asked.ino),
         }
     }
 
@@ -282,56 +340,10 @@ impl Clone for Fuse {
         Self {
             fs: Arc::clone(&self.fs),
             runtime: self.runtime.clone(),
+            handshake: Arc::clone(&self.handshake),
             ..*self
         }
     }
-}
-
-/// Carries out requests to drop caches, each kind on a thread of its own: waiting for a page that is
-/// being read must not hold up the move of a symlink. Ends when nobody can send requests any more.
-///
-/// # Errors
-///
-/// When no thread can be started.
-pub fn spawn_invalidation(
-    notifier: &fuser::Notifier,
-    mut requests: UnboundedReceiver<Invalidate>,
-) -> io::Result<()> {
-    let (urgent, urgent_requests) = std::sync::mpsc::channel::<Invalidate>();
-    let (other, other_requests) = std::sync::mpsc::channel::<Invalidate>();
-    for (name, receiver) in [
-        ("invalidate-1", urgent_requests),
-        ("invalidate-2", other_requests),
-    ] {
-        let notifier = notifier.clone();
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                for Invalidate { ino, done } in receiver {
-                    if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                        debug!(ino, %error, "the kernel did not drop its cache");
-                    }
-                    if let Some(done) = done {
-                        let _ = done.send(());
-                    }
-                }
-            })?;
-    }
-    std::thread::Builder::new()
-        .name("invalidate".to_owned())
-        .spawn(move || {
-            while let Some(request) = requests.blocking_recv() {
-                let queue = if request.done.is_some() {
-                    &urgent
-                } else {
-                    &other
-                };
-                if queue.send(request).is_err() {
-                    return;
-                }
-            }
-        })?;
-    Ok(())
 }
 
 fn reply_entry(edge: &Fuse, found: Result<Found, Errno>, reply: ReplyEntry) {
@@ -372,6 +384,12 @@ impl Filesystem for Fuse {
         self.no_opendir = config
             .capabilities()
             .contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let offered = config.capabilities();
+        let _ = self.handshake.set(Handshake {
+            minor: config.kernel_abi().1,
+            offered: offered.bits(),
+            agreed: (offered & wanted).bits(),
+        });
         // Each setter says what it would take instead when the kernel offers less.
         let _ = config.set_max_write(MAX_TRANSFER);
         if let Err(most) = config.set_max_readahead(MAX_TRANSFER) {
@@ -867,5 +885,81 @@ impl Filesystem for Fuse {
     ) {
         self.count(Counter::Write);
         reply.error(Errno::EROFS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fs;
+    use crate::metrics::Metrics;
+    use crate::reference::HostId;
+    use crate::resolve::{self, Resolver};
+    use crate::store::journal::Journal;
+    use crate::store::{self, Policy, Store};
+
+    fn edge(cache: &Path, timeout: Duration) -> Fuse {
+        let host: HostId = "api.musher.dev".parse().unwrap();
+        let cache = Arc::new(Cache::new(cache.to_owned()));
+        let (metrics, journal) = (Arc::new(Metrics::default()), Arc::new(Journal::in_memory()));
+        let resolver = Resolver::new(resolve::Settings {
+            host: host.clone(),
+            cache: Arc::clone(&cache),
+            sources: Vec::new(),
+            namespaces: Vec::new(),
+            local_packs: false,
+            respect_removal: false,
+            timeout,
+            metrics: Arc::clone(&metrics),
+        });
+        let store = Store::new(store::Settings {
+            host,
+            cache,
+            sources: Vec::new(),
+            journal: Arc::clone(&journal),
+            state_dir: None,
+            policy: Policy {
+                metadata_timeout: timeout,
+                content_timeout: timeout,
+                ..Policy::default()
+            },
+            metrics: Arc::clone(&metrics),
+        });
+        let fs = Fs::new(fs::Settings {
+            resolver,
+            store,
+            journal,
+            user_xattr: false,
+            metrics,
+        });
+        Fuse::new(fs, Handle::current(), (0, 0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_was_lost_below_is_answered_and_counted_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let edge = edge(dir.path(), Duration::from_secs(10));
+        for operation in [Operation::Lookup, Operation::Read] {
+            let (sender, answered) = oneshot::channel();
+            let started = tokio::time::Instant::now();
+            edge.answer(
+                Asked {
+                    operation,
+                    ino: 1,
+                    name: None,
+                    pid: 0,
+                    since: Instant::now(),
+                },
+                || Answer::<()>::Later(Box::pin(std::future::pending())),
+                move |_, answer| assert!(sender.send(answer).is_ok()),
+            );
+            let answer = answered.await.unwrap();
+            assert_eq!(answer.unwrap_err().code(), libc::ETIMEDOUT);
+            assert_eq!(started.elapsed(), Duration::from_secs(10) + GRACE);
+        }
+        assert_eq!(edge.fs.metrics().get(Counter::Overdue), 2);
     }
 }

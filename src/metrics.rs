@@ -57,6 +57,8 @@ counters! {
     Other = "fuse_other",
     /// Requests answered with an error other than ENOENT, ENOSYS, ENOTTY and EROFS.
     Failed = "fuse_failed",
+    /// Requests that were still not answered half a second after their deadline, and then were.
+    Overdue = "fuse_overdue",
     /// READs whose bytes were in the cache.
     ReadWarm = "read_warm",
     /// READs that had to wait for a source.

@@ -9,15 +9,19 @@
 //!
 //! [`mount`] returns a descriptor of `/dev/fuse` that belongs to a mounted filesystem. Whoever
 //! holds it ([`Mounted`]) keeps the mount alive; [`serve`] answers requests from a duplicate and
-//! never unmounts. So holding can later move to a process that outlives the serving one.
+//! never unmounts. So a mount is held by a [`keeper`] or the service manager ([`fdstore`]), which
+//! outlive the process that serves; the next one goes on ([`mod@resume`]).
 //!
 //! What the rest relies on:
 //!
-//! * Nothing here touches the filesystem it mounts, except [`touch`], which runs in another
-//!   process than the serving one: a thread that waits in its own mount survives `kill -9`.
+//! * Nothing here touches the filesystem it mounts, except [`touch`] and [`keeper::probe`], nor waits
+//!   for the kernel on its account, except [`invalidate`], and these run in other processes than the
+//!   serving and the holding one: a thread that waits for its own mount survives `kill -9`.
 //! * Only our own mount is unmounted, known by its connection, device and mount number; never
 //!   what somebody else has mounted on the path meanwhile.
 //! * In the background ([`background`]), success is reported only after the mount has answered.
+
+use serde::{Deserialize, Serialize};
 
 pub mod background;
 pub mod control;
@@ -25,26 +29,33 @@ pub mod daemon;
 pub mod demo;
 mod device;
 mod error;
+pub mod fdstore;
 pub mod helper;
 mod holders;
+pub mod invalidate;
+pub mod keeper;
 pub mod locate;
 pub mod mountinfo;
 mod point;
+pub mod resume;
 pub mod service;
 mod session;
 pub mod touch;
 mod unmount;
+pub mod upgrade;
 
 pub use device::{Mounted, mount};
 pub use error::{Failure, MountError, Result};
 pub use holders::Holder;
 pub use mountinfo::{FS_TYPE, MountId};
 pub use point::{MARKER, MountPoint, is_marked};
-pub use session::{Ending, Serving, StopSignals, mount_and_serve, serve, stay};
-pub use unmount::{How, Unmounted, unmount_command};
+pub use session::{
+    Ending, Serving, StopSignals, mount_and_serve, serve, stay, stay_kept, stay_stored,
+};
+pub use unmount::{How, Unmounted, unmount_command, unmount_dead};
 
 /// How to mount. Every mount is `ro,nosuid,nodev,default_permissions` besides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOptions {
     /// What `mount` and `df` show as the device: `musherfs` or a registry's URL.
     pub source: String,

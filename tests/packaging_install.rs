@@ -249,6 +249,36 @@ fn no_option_of_the_service_hides_the_mount_in_a_namespace() {
 }
 
 #[test]
+fn systemd_keeps_the_mount_between_the_daemons_of_a_service() {
+    for unit in ["musherfs.service", "user/musherfs.service"] {
+        let path = repository().join("scripts/systemd").join(unit);
+        let unit = fs::read_to_string(path).unwrap();
+        let values = |option: &str| -> Vec<String> {
+            let lines = unit.lines();
+            let values = lines.filter_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+            values.map(str::to_owned).collect()
+        };
+        assert!(values("ExecStart")[0].contains(" --foreground --fd-store "));
+        assert_eq!(values("Type"), ["notify"]);
+        assert_eq!(values("NotifyAccess"), ["all"]);
+        let most = values("FileDescriptorStoreMax");
+        assert!(most[0].parse::<u32>().unwrap() >= 2);
+        // Who waits in the mount ends only when the next daemon answers.
+        assert_eq!(values("KillMode"), ["process"]);
+        // It runs between two daemons, too: a mount that is kept must survive it.
+        let after = values("ExecStopPost");
+        assert!(after[0].contains(" umount --dead "), "{after:?}");
+        // Of the calls that are refused as a means of debugging, a daemon needs one to take its own
+        // descriptors.
+        let filters = values("SystemCallFilter");
+        if let Some(refused) = filters.iter().position(|filter| filter.contains("@debug")) {
+            let again = filters.iter().position(|filter| filter == "pidfd_getfd");
+            assert!(again > Some(refused), "{filters:?}");
+        }
+    }
+}
+
+#[test]
 fn a_service_manager_is_told_when_the_mount_serves_and_as_long_as_it_does() {
     use rustix::process::{Pid, Signal, kill_process};
     if !require_fuse() {

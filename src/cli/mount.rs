@@ -9,13 +9,18 @@ use super::failure::Failure;
 use super::logging::{self, Log, Target, Verbosity};
 use super::shared::{Context, SourceArgs, given, runtime};
 use crate::care::keeper::Keeper;
+use crate::config::service::ServiceManager;
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
-use crate::mount::background::{self, Starter};
+use crate::mount::background::{self, Starter, Supervisor};
 use crate::mount::control::metrics;
 use crate::mount::demo::Demo;
+use crate::mount::fdstore::Store;
 use crate::mount::helper::{self, HelperCall, Setting};
-use crate::mount::{self, MountOptions, daemon, service, touch};
+use crate::mount::{
+    self, Ending, MountOptions, daemon, invalidate, keeper, service, touch, upgrade,
+};
+use crate::paths::Directories;
 use crate::reference::Namespace;
 
 /// Where bundles are mounted when nobody says where.
@@ -50,6 +55,12 @@ pub(super) struct Args {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
+
+    /// Have the service manager keep the mount when this process ends, and go on with what it has
+    /// kept; without asking where systemd (254 or later) says that it can. Needs a unit with
+    /// Type=notify, FileDescriptorStoreMax= and KillMode=process
+    #[arg(long, requires = "foreground")]
+    fd_store: bool,
 
     /// Show sample bundles from a registry inside this program
     #[arg(long, conflicts_with_all = ["api_url", "oci", "mirrors", "offline"])]
@@ -119,7 +130,7 @@ pub(super) struct Args {
     #[command(flatten)]
     source: SourceArgs,
 
-    /// This is the background process, and whoever started it waits for its report
+    /// This is the process that serves, and whoever started it waits for its report
     #[arg(long = "__daemon", hide = true, conflicts_with = "foreground")]
     daemon: bool,
 }
@@ -129,9 +140,9 @@ pub(super) struct Args {
 pub(super) enum Role {
     /// Mounts, and serves until it is told to end.
     Foreground,
-    /// Starts the daemon, and waits until the mount answers.
+    /// Starts the keeper, or for a demonstration the daemon, and waits until the mount answers.
     Starter,
-    /// Mounts and serves, and reports to the starter.
+    /// Serves, and reports to whoever started it.
     Daemon,
 }
 
@@ -142,6 +153,7 @@ pub(super) struct Plan {
     pub(super) options: MountOptions,
     pub(super) role: Role,
     pub(super) demo: bool,
+    pub(super) fd_store: bool,
     pub(super) verbosity: Verbosity,
     pub(super) marker: bool,
     pub(super) metrics: Option<metrics::Address>,
@@ -175,6 +187,7 @@ impl Plan {
                 (false, false) => Role::Starter,
             },
             demo: args.demo,
+            fd_store: args.fd_store,
             verbosity,
             marker: args.marker,
             metrics: args.metrics,
@@ -197,6 +210,7 @@ impl Plan {
             options: call.options,
             role,
             demo: false,
+            fd_store: false,
             verbosity: Verbosity::new(call.verbose.into(), false),
             marker: false,
             metrics: None,
@@ -244,20 +258,46 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Error::io(path, error).into())
 }
 
-/// The word behind the arguments of mount(8) that makes the process the daemon of that call.
-const DAEMON_MARK: &str = "__daemon";
+/// What is added to the arguments, as one more, to make another process the daemon, or the keeper
+/// that starts it again and again. Behind those of mount(8) without the dashes.
+const DAEMON_MARK: [&str; 2] = ["--__daemon", "__daemon"];
+const KEEPER_MARK: [&str; 2] = ["--__keeper", "__keeper"];
 
 /// What mount(8) expects of a helper: 1 for a wrong call, 32 for a mount that failed.
 const MOUNT8: (u8, u8) = (1, 32);
 
+/// How to start this program again: its arguments, and which of the marks makes it another process.
+#[derive(Debug, Clone)]
+struct Again {
+    arguments: Vec<OsString>,
+    style: usize,
+}
+
+impl Again {
+    fn with(&self, marks: [&str; 2]) -> Vec<OsString> {
+        let mark = OsString::from(marks[self.style]);
+        self.arguments.iter().cloned().chain([mark]).collect()
+    }
+}
+
 /// Does what is asked for in another way than by a subcommand for people: by mount(8), which has
 /// its own conventions, or by this program itself. `None` if the arguments are for people.
 pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Failure>> {
+    // First of all, and without reading the other arguments: a keeper stays small.
+    let last = arguments.last()?.to_str();
+    if last.is_some_and(|last| KEEPER_MARK.contains(&last)) {
+        return Some(keep());
+    }
     match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some(touch::SUBCOMMAND) => return Some(touch_mount(arguments.get(2))),
         Some(touch::PROBE_SUBCOMMAND) => {
             let dir = arguments.get(2).map_or(Path::new("/"), Path::new);
             return Some(Err(Failure::text(touch::probe(dir), "")));
+        }
+        Some(keeper::probe::SUBCOMMAND) => return Some(probe_mount(arguments.get(2))),
+        Some(invalidate::SUBCOMMAND) => {
+            let wrong = |error| Failure::usage(format!("only for the daemon: {error}"));
+            return Some(invalidate::help().map_err(wrong));
         }
         Some(service::SUBCOMMAND) => {
             return Some(watch_mount(arguments.get(2), arguments.get(3)));
@@ -265,7 +305,7 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
         _ => {}
     }
     let (arguments, role) = match arguments.split_last() {
-        Some((last, others)) if last == DAEMON_MARK => (others, Role::Daemon),
+        Some((last, others)) if last == DAEMON_MARK[1] => (others, Role::Daemon),
         _ => (arguments, Role::Starter),
     };
     let call = helper::parse_mount_helper(arguments)?;
@@ -286,8 +326,11 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
         Ok(call) => Plan::for_mount8(call, role)
             .map_err(wrong)
             .and_then(|plan| {
-                let again = arguments[1..].iter().cloned().chain([DAEMON_MARK.into()]);
-                run_with(plan, again.collect()).map_err(failed)
+                let again = Again {
+                    arguments: arguments[1..].to_vec(),
+                    style: 1,
+                };
+                run_with(plan, &again).map_err(failed)
             }),
     })
 }
@@ -296,6 +339,12 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
 fn touch_mount(dir: Option<&OsString>) -> Result<(), Failure> {
     let dir = dir.ok_or_else(|| Failure::usage("which mount?"))?;
     touch::warm_up(Path::new(dir)).map_err(|error| Error::io(dir, error).into())
+}
+
+/// Asks somebody's mount whether it answers, for its keeper, which must not do that itself.
+fn probe_mount(dir: Option<&OsString>) -> Result<(), Failure> {
+    let dir = dir.ok_or_else(|| Failure::usage("which mount?"))?;
+    keeper::probe::ask(dir).map_err(|error| Error::io(dir, error).into())
 }
 
 /// Feeds a service manager's watchdog while somebody's mount answers.
@@ -309,53 +358,135 @@ fn watch_mount(dir: Option<&OsString>, interval: Option<&OsString>) -> Result<()
 }
 
 pub(super) fn run(plan: Plan) -> Result<(), Failure> {
-    let mut again: Vec<OsString> = config::command_line().into_iter().skip(1).collect();
-    again.push("--__daemon".into());
-    run_with(plan, again)
+    let again = Again {
+        arguments: config::command_line()
+            .into_iter()
+            .skip(1)
+            .filter(|argument| argument != DAEMON_MARK[0])
+            .collect(),
+        style: 0,
+    };
+    run_with(plan, &again)
 }
 
-/// Plays the plan's part; `again` are the arguments that make another process the daemon.
-fn run_with(plan: Plan, again: Vec<OsString>) -> Result<(), Failure> {
+/// Plays the plan's part.
+fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
     match plan.role {
         Role::Starter => start(&plan, again),
-        Role::Foreground => serve(plan, None),
+        Role::Foreground => {
+            let supervisor = service_manager(&plan)?;
+            serve(plan, supervisor)
+        }
         Role::Daemon => {
             // First of all: it must not be done beside other threads.
-            let starter = Starter::take_over().map_err(|error| {
+            let supervisor = Supervisor::take_over().map_err(|error| {
                 Failure::usage(format!("only for the background process: {error}"))
             })?;
-            serve(plan, Some(starter))
+            serve(plan, Some(supervisor)).map_err(told)
         }
     }
 }
 
-fn start(plan: &Plan, again: Vec<OsString>) -> Result<(), Failure> {
+/// The service manager, if it keeps mounts. First of all, as for other supervisors.
+fn service_manager(plan: &Plan) -> Result<Option<Supervisor>, Failure> {
+    let manager = ServiceManager::from_env();
+    let manager = manager.filter(|manager| {
+        !plan.demo && (plan.fd_store || manager.keeps || !manager.kept.is_empty())
+    });
+    let Some(manager) = manager else {
+        if plan.fd_store {
+            return Err(Failure::usage(
+                "--fd-store is for a service of Type=notify: nobody asks to be notified",
+            ));
+        }
+        return Ok(None);
+    };
+    let store = Store::take_over(manager)
+        .map_err(|error| Error::io("the service manager's descriptors", error))?;
+    Ok(Some(Supervisor::ServiceManager(store)))
+}
+
+/// Plays the keeper.
+fn keep() -> Result<(), Failure> {
+    let only = |error| Failure::usage(format!("only for the background process: {error}"));
+    let signals = keeper::Signals::block().map_err(only)?;
+    let starter = Starter::take_over().map_err(only)?;
+    let plan = starter.plan().map_err(only)?;
+    let log = Directories::from_env().and_then(|directories| {
+        logging::init(Target::Background, Verbosity::default(), &directories)
+    });
+    if let Err(error) = log {
+        return Err(told(tell(Some(Supervisor::Starter(starter)), error.into())));
+    }
+    keeper::run(plan, starter, signals).map_err(|error| told(error.into()))
+}
+
+/// A failure that somebody else has been told of, and tells.
+fn told(failure: Failure) -> Failure {
+    Failure::text(failure.code, "")
+}
+
+fn start(plan: &Plan, again: &Again) -> Result<(), Failure> {
     plan.start_log()?;
-    let started = background::start(touch::this_program(), again, background::PATIENCE)?;
+    let program = touch::this_program();
+    // What the demonstration shows is in the daemon, and gone when that is: nobody could go on.
+    let started = if plan.demo {
+        background::start(program, again.with(DAEMON_MARK), background::PATIENCE)?
+    } else {
+        let keeper = keeper_plan(plan, again)?;
+        let arguments = again.with(KEEPER_MARK);
+        background::start_keeper(program, arguments, &keeper, background::PATIENCE)?
+    };
     if !started.warmed_up {
         tracing::warn!("the mount could not be warmed up; it works, with more requests");
     }
     tracing::info!(
-        "mounted on {}, served by process {}",
+        "mounted on {}, {} by process {}",
         started.dir.display(),
+        if plan.demo { "served" } else { "kept" },
         started.pid
     );
     Ok(())
 }
 
-/// Mounts, serves, and tells the starter, if there is one, of whatever keeps it from that.
-fn serve(plan: Plan, starter: Option<Starter>) -> Result<(), Failure> {
+fn keeper_plan(plan: &Plan, again: &Again) -> Result<keeper::Plan, Failure> {
+    let link = |path: &str| std::fs::read_link(path).map_err(|error| Error::io(path, error));
+    Ok(keeper::Plan {
+        dir: plan.mountpoint.clone().into(),
+        options: MountOptions {
+            allow_other: plan.context.config.allow_other.value,
+            ..plan.options.clone()
+        },
+        program: upgrade::installed_program()
+            .map_err(|error| Error::io("/proc/self/exe", error))?,
+        invocation: keeper::Invocation {
+            arguments: again.with(DAEMON_MARK),
+            directory: link("/proc/self/cwd")?,
+        },
+        marker: plan.marker,
+        runtime_dir: Some(plan.context.directories.runtime.clone()),
+        timing: keeper::Timing::default(),
+    })
+}
+
+/// Mounts, serves, and tells the supervisor, if there is one, of whatever keeps it from that.
+fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
     let prepared = plan.start_log().and_then(|log| Ok((log, runtime()?)));
     let (log, runtime) = match prepared {
         Ok(prepared) => prepared,
-        Err(failure) => return Err(tell(starter, failure)),
+        Err(failure) => return Err(tell(supervisor, failure)),
     };
     let ending = runtime.block_on(async {
         match prepare(plan, log).await {
-            Ok((daemon, _demo)) => daemon::run(daemon, starter).await.map_err(Failure::from),
-            Err(failure) => Err(tell(starter, failure)),
+            Ok((daemon, _demo)) => daemon::run(daemon, supervisor).await.map_err(Failure::from),
+            Err(failure) => Err(tell(supervisor, failure)),
         }
     });
+    if matches!(ending, Ok(Ending::Retired)) {
+        // Somebody else answers what is under way here: ending the tasks would answer it with an
+        // error first.
+        std::process::exit(0);
+    }
     // Downloads that nobody waits for any more, and reads of a disk that hangs.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ending.map(drop)
@@ -400,9 +531,9 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
     Ok((daemon, demo))
 }
 
-fn tell(starter: Option<Starter>, failure: Failure) -> Failure {
-    if let Some(starter) = starter {
-        let _ = starter.failed(mount::Failure {
+fn tell(supervisor: Option<Supervisor>, failure: Failure) -> Failure {
+    if let Some(supervisor) = supervisor {
+        supervisor.failed(mount::Failure {
             message: failure.message.clone(),
             hint: failure.hint.clone(),
             exit_code: failure.code,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::failure::Failure;
 use super::mount::DEFAULT_MOUNTPOINT;
-use crate::mount::{How, unmount_command};
+use crate::mount::{How, unmount_command, unmount_dead};
 
 /// Unmount
 ///
@@ -28,9 +28,20 @@ pub(super) struct Args {
     /// End it now: readers get errors
     #[arg(short, long)]
     pub(super) force: bool,
+
+    /// Only if nobody serves it any more and nobody ever will; nothing mounted is no error. For
+    /// service managers, to clear up after a service
+    #[arg(long, conflicts_with_all = ["lazy", "force"])]
+    pub(super) dead: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if args.dead {
+        if unmount_dead(&args.mountpoint)? {
+            tracing::info!("cleared {}", args.mountpoint.display());
+        }
+        return Ok(());
+    }
     let how = match (args.lazy, args.force) {
         (_, true) => How::Force,
         (true, _) => How::Lazy,

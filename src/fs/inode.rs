@@ -127,7 +127,12 @@ impl Inodes {
         let mut text = journal_key(&key.host, &key.version);
         if key.host.is_local() {
             // A pack may be packed again with other content: then it is another node.
-            text = format!("{text}/{}", loaded.manifest.table_digest());
+            let table = loaded.manifest.table_digest();
+            text = format!("{text}/{table}");
+            // Those of the registry's own versions are journaled when they are first seen.
+            if !self.is_tagged(&text, &key) {
+                let _ = self.journal.remember_table(&text, table);
+            }
         }
         self.tag(&text, key) << INDEX_BITS
     }
@@ -136,6 +141,12 @@ impl Inodes {
     pub fn expected_version(&self, version: &VersionRef) -> u64 {
         let text = journal_key(&self.host, version);
         tag_of(&text, self.journal.salt(&text)) << INDEX_BITS
+    }
+
+    fn is_tagged(&self, text: &str, key: &Tagged) -> bool {
+        let tag = tag_of(text, self.journal.salt(text));
+        let tags = read(&self.tags);
+        tags.get(&tag).is_some_and(|known| **known == *key)
     }
 
     /// The number that [`Inodes::version`] gives, without giving it out.
@@ -176,6 +187,12 @@ impl Inodes {
         })
     }
 
+    /// The numbers of all mutable names, also those that an earlier process gave out.
+    pub fn names(&self) -> Vec<u64> {
+        self.restored.call_once(|| self.restore());
+        read(&self.names).keys().copied().collect()
+    }
+
     fn given_out(&self, ino: u64) -> Option<Node> {
         match ino {
             ROOT => Some(Node::Root),
@@ -196,9 +213,18 @@ impl Inodes {
             }
         }
         for text in self.journal.versions() {
-            if let Some((host, version)) = text.split_once('/')
-                && let (Ok(host), Ok(version)) = (host.parse(), version.parse())
-            {
+            let Some((host, version)) = text.split_once('/') else {
+                continue;
+            };
+            let Ok(host) = host.parse::<HostId>() else {
+                continue;
+            };
+            // A pack's key ends with its table.
+            let version = match version.rsplit_once('/') {
+                Some((version, _)) if host.is_local() => version,
+                _ => version,
+            };
+            if let Ok(version) = version.parse() {
                 self.tag(&text, Tagged { host, version });
             }
         }

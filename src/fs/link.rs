@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
 use super::inode::{Name, Node};
-use super::tree::{Attr, FOREVER, Kind, epoch};
+use super::tree::{Attr, FOREVER, Kind};
 use super::{Answer, Found, Fs, Moved, found_error, later, lock, not_a};
 use crate::error::{Error, Result};
 use crate::reference::{BundleId, Selector, Version, VersionRef};
@@ -105,11 +105,14 @@ impl Fs {
             let mut moved = None;
             let link = links.entry(ino).or_insert_with(|| {
                 announced = Some(None);
+                // The kernel may hold a body that an earlier process gave it.
+                let (done, settled) = watch::channel(!self.is_inherited(ino));
+                moved = (!*settled.borrow()).then_some(done);
                 Link {
                     target: version.clone(),
                     order: resolution.order,
-                    mtime: epoch(),
-                    settled: watch::channel(true).1,
+                    mtime: self.first_mtime(),
+                    settled,
                 }
             });
             let is_later = resolution.order >= link.order;

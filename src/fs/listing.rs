@@ -26,7 +26,7 @@ impl Fs {
     pub(super) fn directory_attr(&self, ino: u64) -> Attr {
         let mtime = lock(&self.directories)
             .get(&ino)
-            .map_or_else(epoch, |told| told.mtime);
+            .map_or_else(|| self.first_mtime(), |told| told.mtime);
         Attr::directory(ino, mtime)
     }
 
@@ -199,7 +199,7 @@ impl Fs {
                 None => {
                     let told = Told {
                         names,
-                        mtime: epoch(),
+                        mtime: self.first_mtime(),
                     };
                     directories.insert(ino, told);
                     false

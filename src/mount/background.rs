@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use super::device::Mounted;
 use super::error::{Failure, MountError, Result};
+use super::fdstore::Store;
+use super::keeper::{self, Ward};
 use super::mountinfo::{MountId, MountTable};
 use super::{touch, unmount};
 
@@ -74,12 +76,40 @@ pub struct Started {
 /// [`MountError::TimedOut`] after `patience`. The daemon is ended then, and what it may have left
 /// mounted is removed.
 pub fn start<A: AsRef<OsStr>>(
-    mut program: Command,
+    program: Command,
     args: impl IntoIterator<Item = A>,
     patience: Duration,
 ) -> Result<Started> {
+    start_with(program, args, patience, b"")
+}
+
+/// Like [`start`], for a [`keeper`], which wants to be told its plan.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn start_keeper<A: AsRef<OsStr>>(
+    program: Command,
+    args: impl IntoIterator<Item = A>,
+    plan: &keeper::Plan,
+    patience: Duration,
+) -> Result<Started> {
+    let mut line = serde_json::to_vec(plan).map_err(|e| MountError::io("the plan", e))?;
+    line.push(b'\n');
+    start_with(program, args, patience, &line)
+}
+
+fn start_with<A: AsRef<OsStr>>(
+    mut program: Command,
+    args: impl IntoIterator<Item = A>,
+    patience: Duration,
+    first_words: &[u8],
+) -> Result<Started> {
     let end = Instant::now() + patience;
-    let (ours, theirs) = UnixStream::pair().map_err(|e| MountError::io("a socket pair", e))?;
+    let (mut ours, theirs) = UnixStream::pair().map_err(|e| MountError::io("a socket pair", e))?;
+    // Few enough for the socket to take without a reader.
+    ours.write_all(first_words)
+        .map_err(|e| MountError::io("a socket pair", e))?;
     program
         .args(args)
         .stdin(OwnedFd::from(theirs))
@@ -225,6 +255,41 @@ fn read_line(socket: &UnixStream, end: Instant, line: &mut Vec<u8>) -> io::Resul
 #[derive(Debug)]
 pub struct Starter(UnixStream);
 
+/// Who has started this daemon and is not a person.
+#[derive(Debug)]
+pub enum Supervisor {
+    /// Somebody who waits for one word.
+    Starter(Starter),
+    /// Somebody who has the mount.
+    Keeper(Ward),
+    /// The service manager, which has the mount if one was made before.
+    ServiceManager(Store),
+}
+
+impl Supervisor {
+    /// To be called first thing in the daemon, before any thread.
+    ///
+    /// # Errors
+    ///
+    /// When it was started by neither of them.
+    pub fn take_over() -> io::Result<Self> {
+        be_known();
+        match rustix::net::sockopt::socket_type(rustix::stdio::stdin())? {
+            rustix::net::SocketType::SEQPACKET => Ward::take_over().map(Self::Keeper),
+            _ => Starter::take_over().map(Self::Starter),
+        }
+    }
+
+    /// Hands a failure over, to whomever it concerns; a supervisor that is gone does not care.
+    pub fn failed(self, failure: Failure) {
+        let _ = match self {
+            Self::Starter(starter) => starter.failed(failure),
+            Self::Keeper(ward) => ward.failed(failure),
+            Self::ServiceManager(_) => Ok(()),
+        };
+    }
+}
+
 impl Starter {
     /// To be called first thing in the daemon, before any thread: leaves the terminal's session
     /// and takes the socket from the standard input, which is `/dev/null` from then on.
@@ -233,6 +298,7 @@ impl Starter {
     ///
     /// When the process was not started by [`start`]: its standard input is no socket.
     pub fn take_over() -> io::Result<Self> {
+        be_known();
         let stdin = rustix::stdio::stdin();
         let kind = rustix::net::sockopt::socket_type(stdin)?;
         if kind != rustix::net::SocketType::STREAM {
@@ -244,6 +310,17 @@ impl Starter {
         // daemon that stays in a session still serves.
         let _ = rustix::process::setsid();
         Ok(Self(socket))
+    }
+
+    /// What [`start_keeper`] has sent.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes soon that can be understood.
+    pub fn plan(&self) -> io::Result<keeper::Plan> {
+        let mut line = Vec::new();
+        read_line(&self.0, Instant::now() + PATIENCE, &mut line)?;
+        Ok(serde_json::from_slice(&line)?)
     }
 
     /// Tells that `mounted` is served, and lets go of what the starter's shell waits for: the
@@ -277,7 +354,13 @@ impl Starter {
     }
 }
 
-fn null() -> io::Result<File> {
+/// Gives this process its name in lists of processes: one that is started from a descriptor is known
+/// by that descriptor's number.
+pub(super) fn be_known() {
+    let _ = rustix::thread::set_name(c"musherfs");
+}
+
+pub(super) fn null() -> io::Result<File> {
     File::options()
         .read(true)
         .write(true)

@@ -4,6 +4,9 @@
 //! Client ──► Fs ──► Fuse ──► mount and serve ──► ready ──► stay
 //!                                   └► control socket, periodic work, invalidation threads
 //! ```
+//!
+//! Where a [`keeper`](super::keeper) has the mount, it is served but not made here, and perhaps not by
+//! the first daemon that does so.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,19 +15,26 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::background::Starter;
+use super::background::Supervisor;
 use super::control::{self, Control, SetLog, events, metrics};
+use super::fdstore::Store;
+use super::keeper::{Given, Orders};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
-use super::{mount_and_serve, service, stay, touch};
+use super::{invalidate, mount_and_serve, resume, serve, service};
+use super::{stay, stay_kept, stay_stored, touch};
 use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
-use crate::fuse::{self, Fuse};
+use crate::fuse::{Fuse, Handshake};
 
 /// How long a mount may take to be warmed up by another process.
 const WARM_UP: Duration = Duration::from_secs(10);
+
+/// How often an address is tried that somebody else has.
+const BIND_AGAIN: Duration = Duration::from_millis(200);
 
 /// A mount that is about to be made.
 pub struct Plan {
@@ -54,57 +64,138 @@ pub struct Plan {
 
 /// Mounts and serves until the mount is gone or a signal ends it.
 ///
-/// `starter` is told of the outcome as soon as the mount is served; without one the process is in
-/// the foreground, and has another process touch the mount.
+/// `supervisor` is told of the outcome as soon as the mount is served; one that is a keeper mounts by
+/// itself. Without one the process is in the foreground, and has another process touch the mount.
 ///
 /// # Errors
 ///
-/// Why it could not be mounted or served; the starter has been told then, too.
-pub async fn run(plan: Plan, starter: Option<Starter>) -> super::Result<Ending> {
-    let in_background = starter.is_some();
-    match start(plan, in_background).await {
-        Ok(started) => started.serve(starter).await,
-        Err(error) => {
-            if let Some(starter) = starter {
-                // If the starter is gone, nobody is there to be told.
-                let _ = starter.failed(Failure::from(&error));
+/// Why it could not be mounted or served; the supervisor has been told then, too.
+pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<Ending> {
+    let listen = |in_background| {
+        StopSignals::listen(in_background).map_err(|source| MountError::io("the process", source))
+    };
+    match supervisor {
+        None => {
+            let signals = listen(false)?;
+            let mut started = start(plan, Origin::New).await?;
+            let announce = started.announcement();
+            warm_up_elsewhere(started.mounted.dir(), announce);
+            started.stay(signals).await
+        }
+        Some(Supervisor::Starter(starter)) => {
+            let started = match listen(true) {
+                Ok(signals) => start(plan, Origin::New).await.map(|it| (it, signals)),
+                Err(error) => Err(error),
+            };
+            match started {
+                Ok((started, signals)) => match starter.ready(&started.mounted) {
+                    Ok(()) => {
+                        info!(dir = %started.mounted.dir().display(), started.registry, "mounted");
+                        started.stay(signals).await
+                    }
+                    Err(error) => {
+                        warn!(%error, "whoever started this is gone: unmounting");
+                        let _ = started.mounted.unmount_or_detach();
+                        Ok(Ending::Unmounted)
+                    }
+                },
+                Err(error) => {
+                    // If the starter is gone, nobody is there to be told.
+                    let _ = starter.failed(Failure::from(&error));
+                    Err(error)
+                }
             }
-            Err(error)
+        }
+        Some(Supervisor::ServiceManager(mut store)) => {
+            // A hangup is for programs at a terminal.
+            let mut signals = listen(true)?;
+            let given = store.given(&plan.dir);
+            let is_new = given.is_none();
+            let agreed_before = given.as_ref().and_then(|given| given.handshake);
+            let origin = given.map_or(Origin::New, Origin::Given);
+            let mut started = start(plan, origin).await?;
+            let announce = started.announcement();
+            if is_new {
+                let kept = match started.handshake {
+                    Some(handshake) => store.keep(&started.mounted, handshake),
+                    None => Err(io::Error::other("nothing was agreed on")),
+                };
+                if let Err(error) = kept {
+                    warn!(%error, "the service manager does not keep the mount");
+                }
+                warm_up_elsewhere(started.mounted.dir(), announce);
+            } else {
+                announce();
+            }
+            let handshake = agreed_before.or(started.handshake);
+            let may_retire = handshake.is_some_and(|handshake| handshake.can_resend());
+            started.stay_stored(&mut signals, &store, may_retire).await
+        }
+        Some(Supervisor::Keeper(ward)) => {
+            let mut signals = listen(true)?;
+            let waiting = tokio::task::spawn_blocking(move || ward.wait());
+            let given = waiting.await.map_err(io::Error::other).flatten();
+            let keeper = |source| MountError::io("the keeper", source);
+            let Some((keeper_waits, given)) = given.map_err(keeper)? else {
+                return Ok(Ending::Retired);
+            };
+            let first = given.handshake.is_none();
+            match start(plan, Origin::Given(given)).await {
+                Ok(started) => {
+                    info!(dir = %started.mounted.dir().display(), started.registry, "serving");
+                    let handshake = started.handshake.filter(|_| first);
+                    let orders = keeper_waits.ready(handshake).map_err(keeper)?;
+                    started.stay_kept(&mut signals, orders).await
+                }
+                Err(error) => {
+                    let _ = keeper_waits.failed(Failure::from(&error));
+                    Err(error)
+                }
+            }
         }
     }
+}
+
+/// Where the mount comes from.
+enum Origin {
+    /// It is to be made.
+    New,
+    /// Somebody else made it and holds it.
+    Given(Given),
 }
 
 struct Started {
     registry: String,
     mounted: Mounted,
     serving: super::Serving,
-    signals: StopSignals,
-    fs: Arc<Fs>,
-    control: Arc<Control>,
-    socket: Option<control::Listening>,
-    metrics: Option<metrics::Endpoint>,
-    runtime_dir: Option<PathBuf>,
-    keeper: Keeper,
+    handshake: Option<Handshake>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
-async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
-    let io_error = |source: io::Error| MountError::io("the process", source);
-    let signals = StopSignals::listen(in_background).map_err(io_error)?;
-    let point = MountPoint::prepare(&plan.dir)?;
-    if plan.marker {
-        point.mark()?;
-    }
+async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
+    let point = match &origin {
+        Origin::New => {
+            let point = MountPoint::prepare(&plan.dir)?;
+            if plan.marker {
+                point.mark()?;
+            }
+            Some(point)
+        }
+        Origin::Given(_) => None,
+    };
+    let goes_on = matches!(&origin, Origin::Given(given) if given.handshake.is_some());
     raise_descriptor_limit();
-    // Before mounting: an address that cannot be had is a mistake, not a reason to go without.
-    let metrics_endpoint = match &plan.metrics {
-        Some(address) => {
+    // Before mounting: an address that cannot be had is a mistake, not a reason to go without. But
+    // who goes on with a mount waits for a predecessor that still has the address.
+    let endpoint = match &plan.metrics {
+        Some(address) if !goes_on => {
             let bound = metrics::Endpoint::bind(address).await;
             let bound = bound.map_err(|error| {
                 MountError::io(address.to_string(), io::Error::other(error.to_string()))
             })?;
             Some(bound)
         }
-        None => None,
+        _ => None,
     };
     let Client {
         resolver,
@@ -127,14 +218,29 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
         rustix::process::getegid().as_raw(),
     );
     let edge = Fuse::new(Arc::clone(&fs), Handle::current(), owner);
+    let handshake = edge.handshake();
     let (options, threads) = (plan.options, plan.threads);
-    let mounting =
-        tokio::task::spawn_blocking(move || mount_and_serve(&point, &options, edge, threads));
-    let (mounted, serving) = mounting
+    let successor = Arc::clone(&fs);
+    let serving = tokio::task::spawn_blocking(move || match (origin, point) {
+        (Origin::Given(given), _) => {
+            let mounted = given.mounted;
+            let serving = match given.handshake {
+                None => serve(&mounted, edge, threads)?,
+                Some(handshake) => {
+                    successor.inherit();
+                    resume::resume(&mounted, edge, threads, &handshake, given.placeholder)?
+                }
+            };
+            Ok((mounted, serving))
+        }
+        (Origin::New, Some(point)) => mount_and_serve(&point, &options, edge, threads),
+        (Origin::New, None) => Err(MountError::io("the mountpoint", io::ErrorKind::NotFound)),
+    });
+    let (mounted, serving) = serving
         .await
         .unwrap_or_else(|lost| Err(MountError::io("a task", io::Error::other(lost))))?;
-    if let Err(error) = fuse::spawn_invalidation(&serving.notifier(), requests) {
-        warn!(%error, "no thread for invalidation: symlinks that move are seen late");
+    if let Err(error) = invalidate::spawn(touch::this_program, &mounted, requests) {
+        warn!(%error, "no helper for invalidation: symlinks that move are seen late");
     }
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");
@@ -152,64 +258,102 @@ async fn start(plan: Plan, in_background: bool) -> super::Result<Started> {
             .inspect_err(|error| warn!(%error, "no control socket: `musherfs status` will not see this mount"))
             .ok()
     });
-    if let Some(address) = metrics_endpoint
-        .as_ref()
-        .and_then(metrics::Endpoint::address)
-    {
-        info!(%address, "numbers are served");
+    let mut tasks = vec![tokio::spawn(plan.keeper.run())];
+    if let Some(dir) = plan.runtime_dir {
+        tasks.push(tokio::spawn(events::announce(fs.moves(), dir)));
     }
+    tasks.push(tokio::spawn(fs.tick()));
+    tasks.extend(socket.map(|socket| tokio::spawn(socket.serve())));
+    tasks.extend(
+        plan.metrics
+            .map(|address| tokio::spawn(serve_numbers(address, endpoint, control))),
+    );
     Ok(Started {
         registry: plan.registry,
         mounted,
         serving,
-        signals,
-        fs,
-        control,
-        socket,
-        metrics: metrics_endpoint,
-        runtime_dir: plan.runtime_dir,
-        keeper: plan.keeper,
+        handshake: handshake.get().copied(),
+        tasks,
     })
 }
 
 impl Started {
-    async fn serve(mut self, starter: Option<Starter>) -> super::Result<Ending> {
+    /// What is to be done as soon as the mount can be used, for whoever waits for that.
+    fn announcement(&mut self) -> impl FnOnce() + Send + 'static {
         let dir = self.mounted.dir().to_owned();
         let registry = std::mem::take(&mut self.registry);
-        let mounted = move || {
+        move || {
             info!(dir = %dir.display(), registry, "mounted");
             service::ready(&dir);
-        };
-        match starter {
-            Some(starter) => {
-                if let Err(error) = starter.ready(&self.mounted) {
-                    warn!(%error, "whoever started this is gone: unmounting");
-                    let _ = self.mounted.unmount_or_detach();
-                    return Ok(Ending::Unmounted);
-                }
-                mounted();
-            }
-            None => warm_up_elsewhere(self.mounted.dir(), mounted),
         }
-        let mut tasks = vec![tokio::spawn(self.keeper.run())];
-        if let Some(dir) = self.runtime_dir {
-            tasks.push(tokio::spawn(events::announce(self.fs.moves(), dir)));
-        }
-        tasks.push(tokio::spawn(self.fs.tick()));
-        tasks.extend(self.socket.map(|socket| tokio::spawn(socket.serve())));
-        let control = self.control;
-        tasks.extend(
-            self.metrics
-                .map(|endpoint| tokio::spawn(endpoint.serve(control))),
-        );
-        let ending = stay(self.mounted, &self.serving, &mut self.signals).await;
+    }
+
+    async fn stay(self, mut signals: StopSignals) -> super::Result<Ending> {
+        let ending = stay(self.mounted, &self.serving, &mut signals).await;
         service::stopping();
-        for task in tasks {
-            task.abort();
-            // Until it is dropped: the socket's file goes with it.
-            let _ = task.await;
-        }
+        end(self.tasks).await;
         ending
+    }
+
+    async fn stay_stored(
+        self,
+        signals: &mut StopSignals,
+        store: &Store,
+        may_retire: bool,
+    ) -> super::Result<Ending> {
+        let ending = stay_stored(self.mounted, &self.serving, signals, may_retire).await;
+        if !matches!(
+            ending,
+            Ok(Ending::Retired) | Err(MountError::Session { .. })
+        ) {
+            service::stopping();
+            store.clear();
+        }
+        end(self.tasks).await;
+        ending
+    }
+
+    async fn stay_kept(self, signals: &mut StopSignals, orders: Orders) -> super::Result<Ending> {
+        let ending = stay_kept(self.mounted, &self.serving, signals, orders).await;
+        end(self.tasks).await;
+        ending
+    }
+}
+
+/// Serves the numbers for monitoring on `address`, as soon as it can be had if it is not yet.
+async fn serve_numbers(
+    address: metrics::Address,
+    endpoint: Option<metrics::Endpoint>,
+    control: Arc<Control>,
+) {
+    let mut complained = false;
+    let mut bound = endpoint;
+    let endpoint = loop {
+        if let Some(endpoint) = bound {
+            break endpoint;
+        }
+        bound = match metrics::Endpoint::bind(&address).await {
+            Ok(endpoint) => Some(endpoint),
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(%error, "the numbers are not served yet");
+                }
+                tokio::time::sleep(BIND_AGAIN).await;
+                None
+            }
+        };
+    };
+    if let Some(address) = endpoint.address() {
+        info!(%address, "numbers are served");
+    }
+    endpoint.serve(control).await;
+}
+
+/// Ends tasks and waits until they are dropped: the socket's file goes with its task.
+async fn end(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        task.abort();
+        let _ = task.await;
     }
 }
 

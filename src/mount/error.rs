@@ -111,6 +111,15 @@ pub enum MountError {
         /// What kind of filesystem covers it.
         fs_type: String,
     },
+    /// No mount of this user there whose daemon could be replaced.
+    #[error("{}", match path {
+        Some(path) => format!("nothing of yours is kept mounted on {}", path.display()),
+        None => "nothing of yours is kept mounted".to_owned(),
+    })]
+    NotKept {
+        /// The path that was given.
+        path: Option<PathBuf>,
+    },
     /// Unmounting is not permitted to this user.
     #[error("unmounting {} is not permitted: {message}", path.display())]
     UnmountDenied {
@@ -245,6 +254,9 @@ impl MountError {
                 /etc/apparmor.d/local/fusermount3"
                 .to_owned(),
             Self::Covered { .. } => "unmount what covers it first".to_owned(),
+            Self::NotKept { .. } => "mounts with --foreground or --demo have no keeper: \
+                unmount them, and mount with the new program"
+                .to_owned(),
             Self::UnmountDenied { .. } => {
                 "unmount as the user who mounted it, or as root".to_owned()
             }
@@ -289,6 +301,7 @@ impl MountError {
             | Self::DaemonDied { .. } => 6,
             Self::Daemon(failure) => failure.exit_code,
             Self::NotOurs { .. }
+            | Self::NotKept { .. }
             | Self::Covered { .. }
             | Self::Session { .. }
             | Self::Io { .. } => 1,

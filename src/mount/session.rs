@@ -12,8 +12,9 @@ use tracing::{info, warn};
 use super::device::{Mounted, mount};
 use super::error::{MountError, Result};
 use super::holders::Holder;
+use super::keeper::{Order, Orders};
 use super::unmount::{How, Unmounted};
-use super::{MountOptions, MountPoint};
+use super::{MountOptions, MountPoint, fdstore};
 
 /// How long those who still use a detached mount are served before the daemon ends: enough to
 /// finish a read, short against what service managers wait before they kill.
@@ -66,11 +67,20 @@ pub fn serve<F: Filesystem>(mounted: &Mounted, filesystem: F, threads: usize) ->
         path: mounted.dir().to_owned(),
         source,
     };
+    let fd = mounted.duplicate().map_err(failed)?;
+    let session = Session::from_fd(filesystem, fd, SessionACL::All, config(threads));
+    run(session.map_err(failed)?).map_err(failed)
+}
+
+pub(super) fn config(threads: usize) -> Config {
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(threads.clamp(2, 4));
-    let fd = mounted.duplicate().map_err(failed)?;
-    let session = Session::from_fd(filesystem, fd, SessionACL::All, config).map_err(failed)?;
+    config
+}
+
+/// Answers requests in threads from now on.
+pub(super) fn run<F: Filesystem>(session: Session<F>) -> io::Result<Serving> {
     let notifier = session.notifier();
     let (sender, ended) = watch::channel(None);
     thread::Builder::new()
@@ -78,8 +88,7 @@ pub fn serve<F: Filesystem>(mounted: &Mounted, filesystem: F, threads: usize) ->
         .spawn(move || {
             let result = session.run().map_err(|error| error.to_string());
             sender.send_replace(Some(result));
-        })
-        .map_err(failed)?;
+        })?;
     Ok(Serving { notifier, ended })
 }
 
@@ -154,6 +163,8 @@ pub enum Ending {
     /// A signal came while these were using it. The mount is out of the tree; what they still
     /// hold fails as soon as this process ends.
     Detached(Vec<Holder>),
+    /// Somebody else serves the mount from now on.
+    Retired,
 }
 
 /// Keeps a mount until it is unmounted from outside or a signal asks to stop; then unmounts it,
@@ -186,6 +197,11 @@ pub async fn stay(
         signal = signals.next() => signal,
     };
     info!(dir = %dir.display(), signal, "stopping");
+    stop(mounted, serving, signals).await
+}
+
+async fn stop(mounted: Mounted, serving: &Serving, signals: &mut StopSignals) -> Result<Ending> {
+    let dir = mounted.dir().to_owned();
     match blocking(move || mounted.unmount_or_detach()).await? {
         Unmounted::Gone => {
             // The last requests are answered and the filesystem is told that it is over.
@@ -203,6 +219,75 @@ pub async fn stay(
             Ok(Ending::Detached(holders))
         }
     }
+}
+
+/// Serves for a keeper until it says that somebody else does, or the mount is gone: who wants to
+/// stop the daemon is referred to the keeper. When that is gone, the daemon is on its own, and goes
+/// on as in [`stay`].
+///
+/// # Errors
+///
+/// [`MountError::Session`] if the session failed: the mount is still there, for the next daemon.
+pub async fn stay_kept(
+    mounted: Mounted,
+    serving: &Serving,
+    signals: &mut StopSignals,
+    mut orders: Orders,
+) -> Result<Ending> {
+    let dir = mounted.dir().to_owned();
+    loop {
+        tokio::select! {
+            ended = serving.ended() => return match ended {
+                Ok(()) => Ok(Ending::UnmountedOutside),
+                Err(source) => Err(MountError::Session { path: dir, source }),
+            },
+            order = orders.next() => match order {
+                Some(Order::Retire) => {
+                    info!(dir = %dir.display(), "another daemon takes over");
+                    return Ok(Ending::Retired);
+                }
+                None => {
+                    warn!(
+                        dir = %dir.display(),
+                        "the keeper is gone; going on, but the mount will not survive this process"
+                    );
+                    return stay(mounted, serving, signals).await;
+                }
+            },
+            signal = signals.next() => if !orders.ask_to_stop(signal) {
+                info!(dir = %dir.display(), signal, "the keeper is gone");
+                return stop(mounted, serving, signals).await;
+            },
+        }
+    }
+}
+
+/// Serves while the service manager has the mount: a signal unmounts it, unless it comes because the
+/// service is being restarted and the kernel can repeat requests (`may_retire`).
+///
+/// # Errors
+///
+/// As [`stay`], but that the mount is still there after a session that failed.
+pub async fn stay_stored(
+    mounted: Mounted,
+    serving: &Serving,
+    signals: &mut StopSignals,
+    may_retire: bool,
+) -> Result<Ending> {
+    let dir = mounted.dir().to_owned();
+    let signal = tokio::select! {
+        ended = serving.ended() => return match ended {
+            Ok(()) => Ok(Ending::UnmountedOutside),
+            Err(source) => Err(MountError::Session { path: dir, source }),
+        },
+        signal = signals.next() => signal,
+    };
+    if may_retire && blocking(|| Ok(fdstore::is_restarting())).await? {
+        info!(dir = %dir.display(), signal, "the next daemon of this service takes over");
+        return Ok(Ending::Retired);
+    }
+    info!(dir = %dir.display(), signal, "stopping");
+    stop(mounted, serving, signals).await
 }
 
 /// Unmounting may wait for other processes and scans `/proc`: not on a runtime thread.

@@ -208,15 +208,26 @@ fn busy(mount: &Mount) -> MountError {
 
 /// Removes what a daemon that had to be killed left behind on `dir`: only a mount of ours, and
 /// only a dead one.
-pub(super) fn clear_dead(dir: &Path, patience: Duration) -> io::Result<()> {
+pub(super) fn clear_dead(dir: &Path, patience: Duration) -> io::Result<bool> {
     let located = Located::find(dir)?;
     let table = MountTable::read()?;
     let Some(mount) = located.mounted_here(&table).filter(|m| m.is_musherfs()) else {
-        return Ok(());
+        return Ok(false);
     };
     drop(located);
-    if touch::is_dead(dir, patience) {
+    let is_dead = touch::is_dead(dir, patience);
+    if is_dead {
         remove(mount, &table, How::Lazy).map_err(io::Error::other)?;
     }
-    Ok(())
+    Ok(is_dead)
+}
+
+/// Unmounts what is mounted on `dir` if it is a mount of ours that nobody serves or keeps any more;
+/// whether it was. One that only has no daemon at this moment is left alone.
+///
+/// # Errors
+///
+/// When it could not be removed.
+pub fn unmount_dead(dir: &Path) -> Result<bool> {
+    clear_dead(dir, PROBE).map_err(|error| MountError::io(dir, error))
 }

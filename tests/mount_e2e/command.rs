@@ -77,8 +77,10 @@ fn mounting_in_the_background_returns_when_the_mount_answers() {
     let mount = TestMount::found(place, &home);
     let told = String::from_utf8_lossy(&output.stderr);
     let dir = mount.dir().to_str().unwrap().to_owned();
+    let stat = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+    let keeper = stat.lines().find_map(|line| line.strip_prefix("PPid:\t"));
     assert!(
-        told.contains(&dir) && told.contains(&mount.pid().to_string()),
+        told.contains(&dir) && told.contains(&format!("kept by process {}", keeper.unwrap())),
         "{told}"
     );
     // The daemon holds none of its starter's streams: otherwise output() would not have returned.
@@ -329,7 +331,9 @@ fn a_daemon_that_was_killed_leaves_a_mount_that_can_be_cleared() {
     let home = mount.home().clone();
     mount.signal(Signal::KILL);
     assert!(!mount.ended().unwrap().success());
-    assert_eq!(mount.stat("acme/nothing").unwrap_err(), libc::ENOTCONN);
+    // Who asks while the kernel is just closing the connection is told that it was closed.
+    let gone = [libc::ENOTCONN, libc::ECONNABORTED];
+    assert!(gone.contains(&mount.stat("acme/nothing").unwrap_err()));
     assert_eq!(succeed(&mut home.command(["status", "--json"])), "[]\n");
     let url = registry.url();
     let dir = mount.dir().to_str().unwrap();

@@ -86,6 +86,7 @@ fn daemon(dir: &Path) -> i32 {
                 Ok(Ending::UnmountedOutside) => 20,
                 Ok(Ending::Detached(holders)) => 30 + i32::try_from(holders.len()).unwrap(),
                 Err(_) => 40,
+                Ok(Ending::Retired) => 50,
             }
         }
     }

@@ -1,7 +1,7 @@
 //! While the registry hangs and a hundred readers wait, nobody who looks after the mount does.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::registry::{Effect, Fault};
 use crate::{World, output, text, wait_until};
@@ -82,14 +82,13 @@ fn status_why_doctor_df_and_umount_end_while_a_hundred_readers_wait() {
 
 #[test]
 fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::process::{Signal, kill_process};
     let Some(world) = World::new() else { return };
     world
         .registry
         .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
     world.mount(&[]);
-    let pid = i32::try_from(world.status()["pid"].as_u64().unwrap()).unwrap();
-    let pid = Pid::from_raw(pid).unwrap();
+    let pid = world.daemon();
     let dir = world.mountpoint();
     kill_process(pid, Signal::STOP).unwrap();
     // The signal reaches its threads one after the other.
@@ -116,29 +115,24 @@ fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
 
 #[test]
 fn a_dead_mount_is_named_explained_from_the_cache_and_cleared() {
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::process::{Signal, kill_process};
     let Some(world) = World::new() else { return };
     world
         .registry
         .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
     world.mount(&[]);
     assert_eq!(std::fs::read(world.at("acme/kit/a.md")).unwrap(), b"a\n");
-    let pid = i32::try_from(world.status()["pid"].as_u64().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    // Without its keeper nobody replaces the daemon.
+    let daemon = world.daemon();
+    for process in [crate::parent(daemon), daemon] {
+        kill_process(process, Signal::KILL).unwrap();
+    }
     let dir = world.mountpoint();
     let dir = dir.to_str().unwrap();
-    let is_dead = || {
-        let error = std::fs::metadata(world.at("acme")).err();
-        error.and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN)
-    };
-    // A mount that has outlived its daemon by being served anew has nothing to show here.
-    let end = Instant::now() + Duration::from_secs(3);
-    while !is_dead() {
-        if Instant::now() > end {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the mount is dead", || {
+        // No cache answers this.
+        rustix::fs::statfs(dir).err() == Some(rustix::io::Errno::NOTCONN)
+    });
     let doctor = world.run(&["doctor", dir]);
     assert!(text(&doctor.stdout).contains("stale-mount"), "{doctor:?}");
     let why = world.run(&["why", &format!("{dir}/acme/kit/a.md")]);

@@ -4,6 +4,7 @@
 
 mod events;
 mod hanging;
+mod kept;
 mod metrics;
 mod secrets;
 #[path = "../support/mod.rs"]
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::Value;
 use support::fuse::require_fuse;
 use support::registry::TestRegistry;
@@ -109,6 +111,12 @@ impl World {
         mine.unwrap_or_else(|| panic!("{all:?}")).clone()
     }
 
+    /// The process that serves the only mount.
+    fn daemon(&self) -> Pid {
+        let pid = self.status()["pid"].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
     /// Reads a file in another process, which may wait for ever.
     fn reader(&self, path: &str) -> Reader {
         let child = Command::new("cat")
@@ -180,6 +188,16 @@ fn output(mut command: Command) -> Output {
         stdout,
         stderr,
     }
+}
+
+/// Who started a process: of a daemon, its keeper.
+fn parent(pid: Pid) -> Pid {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let parent = Pid::from_raw(line.unwrap().trim().parse().unwrap()).unwrap();
+    let name = fs::read_to_string(format!("/proc/{}/comm", parent.as_raw_nonzero())).unwrap();
+    assert_eq!(name.trim(), "musherfs");
+    parent
 }
 
 /// Waits until `done` says so.

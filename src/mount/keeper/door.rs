@@ -1,0 +1,192 @@
+//! A keeper's socket: who asks for the mounts that are kept, and for upgrades.
+//!
+//! One line of JSON each way, over a Unix socket in a directory that only this user may enter. The
+//! kernel tells who asks: somebody else than this user or root gets no answer.
+
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::mount::Failure;
+use crate::paths::ensure_private_dir;
+
+/// Below the runtime directory, beside the daemons' control sockets.
+const FOLDER: &str = "musherfs";
+
+/// What tells a keeper's socket from others there.
+const EXTENSION: &str = "keeper";
+
+/// How long a visitor may take to ask.
+const ASKING: Duration = Duration::from_secs(1);
+
+/// The longest question or answer.
+const LIMIT: u64 = 64 * 1024;
+
+/// What can be asked. As between keeper and daemon, later versions only add.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Which mount is kept: answered with [`Kept`].
+    Hello {},
+    /// Have another program serve it: answered with [`super::Upgraded`].
+    Upgrade { program: OsString },
+}
+
+/// A mount that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Where.
+    pub dir: OsString,
+    /// The keeper's process id.
+    pub keeper: u32,
+    /// The daemon's, if one serves at this moment.
+    pub daemon: Option<u32>,
+    /// The daemon's version.
+    pub version: String,
+    /// How many daemons were replaced because they had died.
+    pub restarts: u64,
+}
+
+/// The socket; its file goes with it.
+#[derive(Debug)]
+pub(super) struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    pub(super) fn open(runtime_dir: &Path) -> Result<Self, Error> {
+        let dir = runtime_dir.join(FOLDER);
+        ensure_private_dir(&dir)?;
+        let path = dir.join(format!("{}.{EXTENSION}", std::process::id()));
+        // Left behind by an earlier process with our number.
+        let _ = fs::remove_file(&path);
+        let failed = |error| Error::io(&path, error);
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self { listener, path })
+    }
+
+    /// Clears up after a daemon that had no time to: its control socket.
+    pub(super) fn clear_after(&self, daemon: u32) {
+        let _ = fs::remove_file(self.path.with_file_name(format!("{daemon}.sock")));
+    }
+
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Who waits at the door, if they may come in and ask for something that makes sense.
+    pub(super) fn visitor(&self) -> Option<Visit> {
+        let (stream, _) = self.listener.accept().ok()?;
+        let visit = Visit::new(stream);
+        visit
+            .inspect_err(|error| tracing::warn!(%error, "a visitor was turned away"))
+            .ok()
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Somebody who waits for an answer.
+#[derive(Debug)]
+pub(super) struct Visit {
+    stream: UnixStream,
+    pub(super) request: Request,
+}
+
+impl Visit {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(ASKING))?;
+        stream.set_write_timeout(Some(ASKING))?;
+        let asking = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+        if !asking.is_root() && asking != rustix::process::geteuid() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let request = read_line(&stream)?;
+        Ok(Self { stream, request })
+    }
+
+    pub(super) fn answer(mut self, answer: &Result<impl Serialize, Failure>) {
+        if let Err(error) = write_line(&mut self.stream, answer) {
+            tracing::debug!(%error, "a visitor did not wait for the answer");
+        }
+    }
+}
+
+/// Asks the keeper behind `socket`, which may take `patience`.
+///
+/// # Errors
+///
+/// The inner one is the keeper's.
+pub(crate) fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+    patience: Duration,
+) -> io::Result<Result<T, Failure>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(ASKING))?;
+    write_line(&mut stream, request)?;
+    read_line(&stream)
+}
+
+/// The sockets of this user's keepers, and what they keep. Those of the dead are removed.
+///
+/// # Errors
+///
+/// When the directory is there and cannot be read.
+pub fn find(runtime_dir: &Path) -> io::Result<Vec<(PathBuf, Kept)>> {
+    let entries = match fs::read_dir(runtime_dir.join(FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_none_or(|it| it != EXTENSION) {
+            continue;
+        }
+        // A keeper that is starting a daemon answers when it has.
+        match ask::<Kept>(&path, &Request::Hello {}, Duration::from_secs(10)) {
+            Ok(Ok(kept)) => found.push((path, kept)),
+            Ok(Err(failure)) => tracing::warn!(failure.message, "a keeper does not answer"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let _ = fs::remove_file(&path);
+            }
+            Err(error) => tracing::warn!(socket = %path.display(), %error, "no answer"),
+        }
+    }
+    found.sort_by(|a, b| a.1.dir.cmp(&b.1.dir));
+    Ok(found)
+}
+
+fn write_line(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn read_line<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(LIMIT)).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

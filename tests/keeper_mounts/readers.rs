@@ -1,0 +1,308 @@
+//! Processes that read a mount and check every byte and every answer.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::Advice;
+use serde::{Deserialize, Serialize};
+
+use crate::house::{DEADLINE, FILES, House, content, file_name};
+
+pub(crate) const ROLE: &str = "MUSHERFS_TEST_READER";
+const ENTRY: [&str; 5] = [
+    "--ignored",
+    "--exact",
+    "readers::process_entry",
+    "--nocapture",
+    "--test-threads=1",
+];
+
+const VERSIONS: [&str; 2] = ["1.0.0", "1.1.0"];
+
+/// What a reader has seen.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) operations: u64,
+    /// What should not have been.
+    pub(crate) wrong: BTreeSet<String>,
+    /// The longest operation, in milliseconds.
+    pub(crate) slowest: u64,
+    /// Those above half a second.
+    pub(crate) slow: u64,
+}
+
+/// A process that reads until its standard input is closed.
+pub(crate) struct Reader(Child);
+
+impl Reader {
+    /// Reads below `root`, a directory in which the namespace `acme` is.
+    pub(crate) fn start(root: &Path, seed: u64) -> Self {
+        let program = std::env::current_exe().unwrap();
+        Self::spawn(Command::new(program).args(ENTRY), root, seed)
+    }
+
+    /// Reads a bind mount of `root`, in a mount namespace that no unmounting reaches.
+    pub(crate) fn start_in_namespace(root: &Path, seed: u64, scratch: &Path) -> Self {
+        fs::create_dir_all(scratch).unwrap();
+        let script = r#"mount --bind "$1" "$2" && root="$2" && shift 2 &&
+            MUSHERFS_TEST_READER="$root" exec "$@""#;
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "slave",
+                "sh",
+                "-c",
+                script,
+                "sh",
+            ])
+            .args([root, scratch])
+            .arg(std::env::current_exe().unwrap())
+            .args(ENTRY);
+        Self::spawn(&mut command, root, seed)
+    }
+
+    fn spawn(command: &mut Command, root: &Path, seed: u64) -> Self {
+        let mut child = command
+            .env(ROLE, root)
+            .env("MUSHERFS_TEST_SEED", seed.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Reads already when this returns.
+        let mut lines = BufReader::new(child.stdout.as_mut().unwrap());
+        let mut line = String::new();
+        while !line.contains("reading") {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the reader ended");
+        }
+        Self(child)
+    }
+
+    /// Ends it; what it has seen.
+    pub(crate) fn finish(mut self) -> Seen {
+        drop(self.0.stdin.take());
+        let end = Instant::now() + DEADLINE;
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "a reader was never answered");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut text = String::new();
+        self.0
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("seen "))
+            .unwrap_or_else(|| panic!("no report: {text}"));
+        serde_json::from_str(line).unwrap()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+/// As many readers as asked for, some of them elsewhere.
+pub(crate) fn start_many(house: &House, many: u64, seed: u64) -> Vec<Reader> {
+    (0..many)
+        .map(|number| {
+            let seed = seed.wrapping_mul(1000).wrapping_add(number);
+            if number % 8 == 0 {
+                let scratch = house.home.path().join(format!("bound-{number}"));
+                Reader::start_in_namespace(&house.dir, seed, &scratch)
+            } else {
+                Reader::start(&house.dir, seed)
+            }
+        })
+        .collect()
+}
+
+/// Ends all and fails if any has seen what it should not.
+pub(crate) fn finish_all(readers: Vec<Reader>) -> Seen {
+    let mut all = Seen::default();
+    for seen in readers.into_iter().map(Reader::finish) {
+        assert!(seen.operations > 0);
+        all.operations += seen.operations;
+        all.wrong.extend(seen.wrong);
+        all.slowest = all.slowest.max(seen.slowest);
+        all.slow += seen.slow;
+    }
+    assert!(all.wrong.is_empty(), "{:#?}", all.wrong);
+    all
+}
+
+#[test]
+#[ignore = "what the processes run that other tests start"]
+fn process_entry() {
+    let Some(root) = std::env::var_os(ROLE) else {
+        return;
+    };
+    let seed: u64 = std::env::var("MUSHERFS_TEST_SEED")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let (ended, watch) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        drop(ended);
+    });
+    let mut reader = Reading {
+        root: PathBuf::from(root),
+        random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        held: Vec::new(),
+        seen: Seen::default(),
+    };
+    reader.hold();
+    println!("reading");
+    while watch.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+        reader.step();
+    }
+    println!("seen {}", serde_json::to_string(&reader.seen).unwrap());
+    let _ = std::io::stdout().flush();
+    // The test harness has nothing to add.
+    std::process::exit(0);
+}
+
+struct Reading {
+    root: PathBuf,
+    random: u64,
+    /// Files that stay open all the time, and what they contain.
+    held: Vec<(File, Vec<u8>)>,
+    seen: Seen,
+}
+
+impl Reading {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % limit
+    }
+
+    fn some_file(&mut self, name: Option<&str>) -> (PathBuf, Vec<u8>) {
+        let version = VERSIONS[usize::try_from(self.below(2)).unwrap()];
+        let index = usize::try_from(self.below(FILES as u64)).unwrap();
+        let file = file_name(index);
+        // The bare name is the newest.
+        let (directory, version) = match name {
+            Some(name) => (name.to_owned(), VERSIONS[1]),
+            None => (format!("kit@{version}"), version),
+        };
+        let path = self.root.join("acme").join(directory).join(&file);
+        (path, content(&format!("{version}/{file}")))
+    }
+
+    fn hold(&mut self) {
+        for _ in 0..8 {
+            let (path, bytes) = self.some_file(None);
+            match File::open(&path) {
+                Ok(file) => self.held.push((file, bytes)),
+                Err(error) => self.wrong(format!("open {}: {error}", path.display())),
+            }
+        }
+    }
+
+    fn wrong(&mut self, what: String) {
+        if self.seen.wrong.len() < 20 {
+            self.seen.wrong.insert(what);
+        }
+    }
+
+    fn step(&mut self) {
+        let start = Instant::now();
+        let result = match self.below(8) {
+            0 | 1 => self.read_whole(None),
+            2 => self.read_whole(Some("kit")),
+            3 => self.read_whole(Some("kit@^1")),
+            4 => self.read_held(),
+            5 => self.look_for_nothing(),
+            6 => self.list(),
+            _ => rustix::fs::statfs(&self.root)
+                .map(drop)
+                .map_err(|error| format!("statfs: {error}")),
+        };
+        if let Err(what) = result {
+            self.wrong(what);
+        }
+        let took = u64::try_from(start.elapsed().as_millis()).unwrap();
+        self.seen.operations += 1;
+        self.seen.slowest = self.seen.slowest.max(took);
+        self.seen.slow += u64::from(took > 500);
+    }
+
+    fn read_whole(&mut self, name: Option<&str>) -> Result<(), String> {
+        let (path, expected) = self.some_file(name);
+        let failed = |error| format!("{}: {error}", path.display());
+        let mut file = File::open(&path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        forget_pages(&file);
+        if bytes != expected {
+            return Err(format!("{}: wrong bytes", path.display()));
+        }
+        Ok(())
+    }
+
+    fn read_held(&mut self) -> Result<(), String> {
+        let which = usize::try_from(self.below(self.held.len() as u64)).unwrap();
+        let offset = self.below(100_000);
+        let (file, expected) = &self.held[which];
+        let start = usize::try_from(offset).unwrap().min(expected.len());
+        let expected = &expected[start..(start + 9000).min(expected.len())];
+        let mut bytes = vec![0; expected.len()];
+        let read = file.read_exact_at(&mut bytes, start as u64);
+        read.map_err(|error| format!("a file held open: {error}"))?;
+        forget_pages(file);
+        if bytes != expected {
+            return Err("a file held open: wrong bytes".to_owned());
+        }
+        Ok(())
+    }
+
+    fn look_for_nothing(&mut self) -> Result<(), String> {
+        let number = self.below(1 << 40);
+        let path = self.root.join("acme").join(format!("no-{number}"));
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(format!("what is not there: {error}")),
+            Ok(_) => Err("what is not there is there".to_owned()),
+        }
+    }
+
+    fn list(&mut self) -> Result<(), String> {
+        let number = self.below(7);
+        let path = self.root.join(format!("acme/kit@1.0.0/dir-{number}"));
+        let listed: Result<BTreeSet<String>, _> = fs::read_dir(&path)
+            .map_err(|error| format!("list: {error}"))?
+            .map(|entry| entry.map(|entry| entry.file_name().into_string().unwrap()))
+            .collect();
+        let listed = listed.map_err(|error| format!("list: {error}"))?;
+        let expected: BTreeSet<String> = (0..FILES)
+            .filter(|index| *index as u64 % 7 == number)
+            .map(|index| format!("file-{index}.txt"))
+            .collect();
+        if listed == expected {
+            Ok(())
+        } else {
+            Err("list: wrong names".to_owned())
+        }
+    }
+}
+
+/// The next read is a request again.
+fn forget_pages(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+}
