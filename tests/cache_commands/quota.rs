@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -151,12 +152,7 @@ fn much_is_read_through_a_small_cache() {
         let root = house.root();
         std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
-                let taken: u64 = walkdir::WalkDir::new(&root)
-                    .into_iter()
-                    .filter_map(|entry| entry.ok()?.metadata().ok())
-                    .filter(fs::Metadata::is_file)
-                    .map(|meta| meta.len())
-                    .sum();
+                let taken = taken_at_once(&root);
                 most.fetch_max(taken, Ordering::Relaxed);
                 // The floor: a twentieth stays free, blobs that are open without a name included.
                 let used = disk.used();
@@ -310,4 +306,21 @@ fn a_locked_mount_shows_what_was_locked_and_nothing_else() {
         let error = fs::metadata(mount.dir.join(hidden)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{hidden}");
     }
+}
+
+/// The bytes of all files below `root` at one instant: when the walk ends. A file that was renamed
+/// or removed while it went on would be counted beside its successor, so what is no longer where it
+/// was seen does not count.
+fn taken_at_once(root: &Path) -> u64 {
+    let identity = |path: &Path| fs::symlink_metadata(path).map(|meta| (meta.ino(), meta.len()));
+    let seen: Vec<_> = walkdir::WalkDir::new(root)
+        .into_iter()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_file())
+        .filter_map(|entry| Some((identity(entry.path()).ok()?, entry.into_path())))
+        .collect();
+    seen.iter()
+        .filter(|((ino, _), path)| identity(path).is_ok_and(|(now, _)| now == *ino))
+        .map(|((_, bytes), _)| bytes)
+        .sum()
 }
