@@ -141,7 +141,8 @@ impl Lockfile {
             ))
         };
         let host = |url| HostId::from_url(url).map_err(|_| other());
-        if host(&self.registry)? != host(url)? {
+        // What is no URL of a host, such as a directory's, is compared as it stands.
+        if self.registry != *url && host(&self.registry)? != host(url)? {
             return Err(other());
         }
         self.parse().map_err(Error::Config)

@@ -12,8 +12,10 @@ use crate::config::{self, Origin, Overrides, value};
 use crate::doctor::{self, Area, Finding, Level, Probe};
 use crate::error::Error;
 use crate::mount::control::client::{self, Answers};
+use crate::mount::control::status::SourceStatus;
 use crate::mount::mountinfo::MountTable;
 use crate::mount::touch;
+use crate::source::api::API_KIND;
 
 /// Look for whatever keeps mounts from working, and say what to do about it
 ///
@@ -110,15 +112,22 @@ impl Daemons {
 
     /// Who asks about a mount means the registry of that mount, unless they name another.
     fn adopt_registry(&self, dir: &Path, context: &mut Context) {
-        let url = &mut context.config.api_url;
+        let config = &mut context.config;
         let status = self.0.mounts.iter().find(|one| one.mountpoint == dir);
         if let Some(status) = status
-            && url.origin == Origin::Default
+            && config.api_url.origin == Origin::Default
+            && config.oci_registry_url.is_none()
             && let Ok(registry) = status.registry.parse()
         {
-            url.value = registry;
+            let is_api = |source: &SourceStatus| source.name.starts_with(API_KIND);
             if status.sources.is_empty() {
-                context.config.offline.value = true;
+                config.api_url.value = registry;
+                config.offline.value = true;
+            } else if status.sources.iter().any(is_api) {
+                config.api_url.value = registry;
+            } else {
+                // Never asked with the key of the API.
+                config.oci_registry_url.value = Some(registry);
             }
         }
     }

@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         args.references.clone()
     };
     let client = context.client()?;
-    let mut lockfile = Lockfile::new(context.config.api_url.value.clone());
+    let mut lockfile = Lockfile::new(context.config.registry().clone());
     let options = Options {
         // Offline, what is known is what is written down.
         confirm: !*context.config.offline,

@@ -177,7 +177,7 @@ impl Context {
     pub(super) fn unlimited_client(&self) -> Result<Client, Failure> {
         let locked = match &*self.config.locked {
             Some(path) => Some(Arc::new(
-                Lockfile::read(path)?.locked(&self.config.api_url)?,
+                Lockfile::read(path)?.locked(self.config.registry())?,
             )),
             None => None,
         };

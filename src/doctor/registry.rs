@@ -29,6 +29,13 @@ pub(super) async fn check(probe: &Probe) -> Vec<Finding> {
         findings.push(Finding::ok("registry", "offline: nobody is asked"));
         return findings;
     }
+    let deadline = Deadline::after(probe.patience);
+    if !probe.config.has_api() {
+        // An OCI registry, or a directory: the API's key is none of its business.
+        let url = probe.config.registry();
+        findings.extend(steps(probe, url, deadline).await);
+        return findings;
+    }
     let url = &probe.config.api_url.value;
     let source = match source(probe) {
         Ok(source) => source,
@@ -37,7 +44,6 @@ pub(super) async fn check(probe: &Probe) -> Vec<Finding> {
             return findings;
         }
     };
-    let deadline = Deadline::after(probe.patience);
     // At the same time: the steps tell where it fails, the question whether it works.
     let (steps, asked) = tokio::join!(steps(probe, url, deadline), ask(probe, &source, deadline));
     findings.extend(steps);

@@ -44,6 +44,9 @@ pub use check::{Checked, KeyVerdict};
 use keys::Keys;
 use route::Route;
 
+/// What the name of an [`ApiSource`] begins with, before its URL.
+pub const API_KIND: &str = "registry ";
+
 /// Largest file that the API carries, in bytes. Larger ones exist, but only by other ways.
 pub const MAX_ASSET: u64 = 16 << 20;
 
@@ -139,7 +142,7 @@ impl ApiSource {
         base.set_fragment(None);
         let base = base.as_str().trim_end_matches('/').to_owned();
         Ok(Self {
-            name: format!("registry {base}"),
+            name: format!("{API_KIND}{base}"),
             base,
             http: http.for_source(),
             keys: Keys::new(keys),

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::io::AsyncReadExt as _;
 
-use super::oci::archive::{Archive, MAX_PACKED};
+use super::oci::archive::{Archive, MAX_PACKED, MAX_UNPACKED};
 use super::oci::layers;
 use super::oci::listing::Tags;
 use super::oci::model::{BundleConfig, DESCRIPTION, Descriptor, ImageManifest, MAX_BLOB, TITLE};
@@ -239,8 +239,14 @@ impl Shared {
         };
         let needed = layers::needed(&manifest, config.as_ref()).map_err(refused)?;
         let mut archives = HashMap::new();
+        let mut unpacked = 0;
         for (digest, size) in needed.archives {
-            archives.insert(digest, self.archive(digest, size, &what)?);
+            let archive = self.archive(digest, size, &what)?;
+            unpacked += archive.memory();
+            if unpacked as u64 > MAX_UNPACKED {
+                return Err(refused("its archives unpack to too much".into()));
+            }
+            archives.insert(digest, archive);
         }
         let files = layers::files(&manifest, config, &archives).map_err(refused)?;
         let mut document = self.document(version, &tags, entry, &manifest);

@@ -283,10 +283,15 @@ impl OciSource {
         let packed: Packed = needed.archives.into();
         lock(&self.inner.packed).put(*digest, Arc::clone(&packed));
         let mut archives = HashMap::new();
+        let mut unpacked = 0;
         for (layer, size) in packed.iter() {
             let archive = self
                 .archive(repository, *layer, *size, what, deadline)
                 .await?;
+            unpacked += archive.memory();
+            if unpacked as u64 > archive::MAX_UNPACKED {
+                return Err(refused("its archives unpack to too much".into()));
+            }
             archives.insert(*layer, archive);
         }
         layers::files(manifest, config, &archives).map_err(refused)
@@ -446,6 +451,19 @@ async fn parse<T: Send + 'static>(
         .map_err(|error| Error::Internal(format!("reading an answer failed: {error}")))
 }
 
+/// The list of tags, which says what is yanked. A registry that keeps it to itself is one thing;
+/// one that cannot be asked at the moment must not make a yanked version look published.
+fn known_state(what: &str, tags: Result<Arc<Tags>>) -> Result<Option<Arc<Tags>>> {
+    match tags {
+        Ok(tags) => Ok(Some(tags)),
+        Err(error) if error.is_outage() => Err(error),
+        Err(error) => {
+            debug!(%what, %error, "whether it is yanked is not known");
+            Ok(None)
+        }
+    }
+}
+
 #[async_trait]
 impl Source for OciSource {
     fn name(&self) -> &str {
@@ -501,13 +519,18 @@ impl Source for OciSource {
                 }
                 if let Some(version) = version_of(tag) {
                     // `1.0.0_b`, as the registry spells `1.0.0+b`.
-                    return Ok(named(version));
+                    let tags = self.tags(bundle, deadline).await?;
+                    let state = tags.versions.get(&version);
+                    let state = *state.ok_or_else(|| Error::not_found(&what))?;
+                    let mut document = named(version);
+                    document.info.state = state;
+                    return Ok(document);
                 }
                 let fetched = self.fetch(&repository, tag, &what, deadline).await?;
                 let version = self
                     .version_of(bundle, &repository, &fetched, &what, deadline)
                     .await?;
-                let tags = self.tags(bundle, deadline).await.ok();
+                let tags = known_state(&what, self.tags(bundle, deadline).await)?;
                 let version = VersionRef {
                     bundle: bundle.clone(),
                     version,
@@ -520,7 +543,7 @@ impl Source for OciSource {
                 let version = self
                     .version_of(bundle, &repository, &fetched, &what, deadline)
                     .await?;
-                let tags = self.tags(bundle, deadline).await.ok();
+                let tags = known_state(&what, self.tags(bundle, deadline).await)?;
                 let version = VersionRef {
                     bundle: bundle.clone(),
                     version,
@@ -542,9 +565,7 @@ impl Source for OciSource {
             self.tags(&version.bundle, deadline),
         );
         let fetched = fetched?;
-        let tags = tags
-            .inspect_err(|error| debug!(%what, %error, "whether it is yanked is not known"))
-            .ok();
+        let tags = known_state(&what, tags)?;
         let mut document = self.document(version, &fetched, tags.as_deref());
         let files = self.files(&repository, &fetched, &what, deadline).await?;
         document.layers = Some(files);

@@ -368,6 +368,7 @@ impl Remote {
                 headers: call.headers.clone(),
                 authorization,
                 body: call.body.clone(),
+                secret: None,
                 repeatable: call.repeatable,
             };
             self.http.exchange(&exchange, deadline).await

@@ -46,8 +46,24 @@ pub struct Exchange<'a> {
     pub authorization: Option<&'a Authorization>,
     /// What is sent; `None` for HEAD.
     pub body: Option<Bytes>,
+    /// A credential in the body: it goes to the origin of `url` only, and into no message.
+    pub secret: Option<&'a str>,
     /// Whether the request may be sent again when it is not known what became of it.
     pub repeatable: bool,
+}
+
+impl Exchange<'_> {
+    /// Removes what was secret in the request from what a server wrote.
+    fn scrub(&self, text: String) -> String {
+        let text = match self.authorization {
+            Some(authorization) => authorization.scrub(text),
+            None => text,
+        };
+        match self.secret {
+            Some(secret) if !secret.is_empty() => text.replace(secret, "…"),
+            _ => text,
+        }
+    }
 }
 
 /// Where an answer's `Location` leads: relative to `from` or on another host, never from https to
@@ -191,16 +207,21 @@ impl HttpClient {
             if let Some(location) = answer.headers().get(LOCATION)
                 && redirects(&exchange.method, answer.status())
             {
+                let refused = |reason: &str| Error::Malformed {
+                    what: exchange.what.to_owned(),
+                    origin: origin.clone(),
+                    reason: reason.to_owned(),
+                };
                 url = self
                     .follow(&url, location)
                     .map_err(|reason| Error::Malformed {
                         what: exchange.what.to_owned(),
-                        origin,
-                        reason: match exchange.authorization {
-                            Some(authorization) => authorization.scrub(reason.into_owned()),
-                            None => reason.into_owned(),
-                        },
+                        origin: origin.clone(),
+                        reason: exchange.scrub(reason.into_owned()),
                     })?;
+                if exchange.secret.is_some() && url.origin() != asked {
+                    return Err(refused("it would pass a login on to another host"));
+                }
                 continue;
             }
             let mut body = Collect::default();
@@ -216,10 +237,7 @@ impl HttpClient {
             };
             if !response.status.is_success() {
                 let reason = problem::summary(response.status, &response.headers, &response.body);
-                response.reason = match exchange.authorization {
-                    Some(authorization) => authorization.scrub(reason),
-                    None => reason,
-                };
+                response.reason = exchange.scrub(reason);
             }
             return Ok(match read {
                 // What was done is known by the status; the body is for people.

@@ -427,6 +427,7 @@ impl Inner {
                     headers,
                     authorization: None,
                     body: Some(asked.form(token)),
+                    secret: Some(token),
                     repeatable: true,
                 };
                 self.http.exchange(&exchange, deadline).await?

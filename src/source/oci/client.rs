@@ -231,6 +231,7 @@ impl RegistryClient {
                 )]),
                 authorization: grant.as_deref().map(|grant| grant.authorization()),
                 body: None,
+                secret: None,
                 repeatable: true,
             };
             let response = self.http.exchange(&exchange, deadline).await?;
