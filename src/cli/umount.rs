@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::failure::Failure;
 use super::mount::DEFAULT_MOUNTPOINT;
+use crate::error::Error;
 use crate::mount::{How, unmount_command, unmount_dead};
 
 /// Unmount
@@ -36,9 +37,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mountpoint = std::path::absolute(&args.mountpoint)
+        .map_err(|error| Error::io(&args.mountpoint, error))?;
+    // Whoever started this may stand in the mount; this process need not.
+    rustix::process::chdir("/").map_err(|error| Error::io("/", error.into()))?;
     if args.dead {
-        if unmount_dead(&args.mountpoint)? {
-            tracing::info!("cleared {}", args.mountpoint.display());
+        if unmount_dead(&mountpoint)? {
+            tracing::info!("cleared {}", mountpoint.display());
         }
         return Ok(());
     }
@@ -47,7 +52,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         (true, _) => How::Lazy,
         _ => How::Plain,
     };
-    let dir = unmount_command(&args.mountpoint, how)?;
+    let dir = unmount_command(&mountpoint, how)?;
     tracing::info!("unmounted {}", dir.display());
     Ok(())
 }

@@ -13,7 +13,8 @@
 //!
 //! A route that says 401, 403, 404, 405 or 410 hands on to the next; anything else is the answer.
 //! It is *absent* if any route said so, *denied* only if every route did. For a file's content
-//! alone, a failing or lying route hands on as well, because its bytes prove themselves. A namespace
+//! alone, a failing or lying route hands on as well, because its bytes prove themselves, and one
+//! refusal makes it *denied*: a file that a manifest lists is not absent. A namespace
 //! is absent only if the registry lists any: a small one may know bundles by name and nothing else.
 //!
 //! Answers are checked as far as they can be: names and versions must be those asked for, a digest

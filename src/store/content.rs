@@ -520,6 +520,15 @@ impl Store {
                 }
             }
         }
+        if failure.is_absence() {
+            // The manifest lists it, so it is the answer that makes no sense; and ENOENT from a READ
+            // has the kernel ask again and again.
+            failure = Error::Malformed {
+                what: wanted.what(),
+                origin: "the registry".into(),
+                reason: "it lists the file, and has no content for it".into(),
+            };
+        }
         Err(failure)
     }
 

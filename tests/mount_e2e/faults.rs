@@ -160,8 +160,8 @@ macro_rules! table {
 }
 
 table! {
-    not_found: Effect::Status(404), ENOENT, ENOENT;
-    gone: Effect::Status(410), ENOENT, ENOENT;
+    not_found: Effect::Status(404), ENOENT, EIO;
+    gone: Effect::Status(410), ENOENT, EIO;
     unauthorized: Effect::Status(401), EACCES, EACCES;
     forbidden: Effect::Status(403), EACCES, EACCES;
     too_many_requests: Effect::Status(429), EHOSTUNREACH, EHOSTUNREACH;

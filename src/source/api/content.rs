@@ -195,7 +195,11 @@ impl ApiSource {
             });
         }
         let failure = failures.outage.or(failures.malformed);
-        Err(failure.unwrap_or_else(|| failures.trail.end(&what)))
+        // A file that a manifest lists is not absent: who is refused should hear that.
+        let denied = failures.trail.denied.take();
+        Err(failure
+            .or(denied)
+            .unwrap_or_else(|| failures.trail.end(&what)))
     }
 
     /// Asks one route for one file.
