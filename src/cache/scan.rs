@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::blob::BLOBS;
 use super::dir::Dir;
+use super::temp::TEMP;
 use super::{Cache, MANIFESTS};
 use crate::digest::Digest;
 use crate::reference::{BundleId, HostId, Namespace, VersionRef};
@@ -66,10 +67,18 @@ impl Cache {
 
     /// The bytes of disk that everything below the root takes, files on their way in included: what
     /// is allocated, or the length where that is more. Links are not followed.
+    ///
+    /// Temporary files are counted first: one that is renamed into place meanwhile counts twice, and
+    /// never not at all.
     pub fn allocated(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        walkdir::WalkDir::new(self.root())
+        let temporary = self.root().join(TEMP);
+        let on_the_way_in = walkdir::WalkDir::new(&temporary).into_iter();
+        let others = walkdir::WalkDir::new(self.root())
             .into_iter()
+            .filter_entry(|entry| entry.path() != temporary);
+        on_the_way_in
+            .chain(others)
             .filter_map(|entry| entry.ok()?.metadata().ok())
             .map(|meta| {
                 let blocks = meta.blocks() * 512;
