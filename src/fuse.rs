@@ -13,6 +13,8 @@
 //! [`errno`] is the one table from errors to error numbers. They reach `read(2)`, `cat` and `cp`
 //! unchanged on Linux up to 6.18.
 
+pub mod affinity;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
+use self::affinity::{Affinity, SMALL};
 use crate::error::Error;
 use crate::fs::in_flight::Waiting;
 use crate::fs::tree::{Attr, Directory, FOREVER, Kind, epoch};
@@ -150,6 +153,7 @@ pub struct Fuse {
     /// Whether the kernel understands ENOSYS to OPEN and to OPENDIR.
     no_open: bool,
     no_opendir: bool,
+    affinity: Arc<Affinity>,
     handshake: Arc<OnceLock<Handshake>>,
 }
 
@@ -167,6 +171,7 @@ impl Fuse {
             owner,
             no_open: false,
             no_opendir: false,
+            affinity: Arc::default(),
             handshake: Arc::default(),
         }
     }
@@ -178,6 +183,12 @@ impl Fuse {
 
     fn count(&self, counter: Counter) {
         self.fs.metrics().count(counter);
+    }
+
+    /// Counts a request whose caller waits for a short answer, and goes where the caller is.
+    fn arrived(&self, request: &Request, counter: Counter) {
+        self.affinity.asked(request.pid());
+        self.count(counter);
     }
 
     fn attr(&self, attr: &Attr) -> FileAttr {
@@ -340,6 +351,7 @@ impl Clone for Fuse {
         Self {
             fs: Arc::clone(&self.fs),
             runtime: self.runtime.clone(),
+            affinity: Arc::clone(&self.affinity),
             handshake: Arc::clone(&self.handshake),
             ..*self
         }
@@ -401,7 +413,7 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.count(Counter::Lookup);
+        self.arrived(request, Counter::Lookup);
         let Some(name) = name.to_str() else {
             // Every name here is UTF-8.
             return reply_entry(self, Ok(Found::Absent(FOREVER)), reply);
@@ -419,7 +431,7 @@ impl Filesystem for Fuse {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.count(Counter::GetAttr);
+        self.arrived(request, Counter::GetAttr);
         self.answer(
             Asked::new(Operation::GetAttr, request, ino),
             || self.fs.getattr(ino.0),
@@ -431,7 +443,7 @@ impl Filesystem for Fuse {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.count(Counter::ReadLink);
+        self.arrived(request, Counter::ReadLink);
         self.answer(
             Asked::new(Operation::ReadLink, request, ino),
             || self.fs.readlink(ino.0),
@@ -465,6 +477,10 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.affinity.asked(match size {
+            ..=SMALL => request.pid(),
+            _ => 0,
+        });
         self.count(Counter::Read);
         let asked = Asked::new(Operation::Read, request, ino);
         BUFFER.with_borrow_mut(|buffer| {
@@ -516,7 +532,7 @@ impl Filesystem for Fuse {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.count(Counter::ReadDir);
+        self.arrived(request, Counter::ReadDir);
         self.answer(
             Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
@@ -545,7 +561,7 @@ impl Filesystem for Fuse {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.count(Counter::ReadDir);
+        self.arrived(request, Counter::ReadDir);
         self.answer(
             Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
@@ -581,8 +597,8 @@ impl Filesystem for Fuse {
         );
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.count(Counter::StatFs);
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.arrived(request, Counter::StatFs);
         let usage = self.fs.usage();
         let blocks = usage.bytes.div_ceil(u64::from(BLOCK));
         reply.statfs(blocks, 0, 0, usage.files, 0, BLOCK, 255, BLOCK);
@@ -596,7 +612,7 @@ impl Filesystem for Fuse {
         size: u32,
         reply: ReplyXattr,
     ) {
-        self.count(Counter::XAttr);
+        self.arrived(request, Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -616,7 +632,7 @@ impl Filesystem for Fuse {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.count(Counter::XAttr);
+        self.arrived(request, Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -636,7 +652,7 @@ impl Filesystem for Fuse {
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -645,7 +661,7 @@ impl Filesystem for Fuse {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.count(Counter::Ioctl);
+        self.arrived(request, Counter::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 

@@ -110,3 +110,60 @@ fn python_opening_files_costs_an_ioctl_each_and_nothing_else() {
     assert!(asked.remove("fuse_getattr").unwrap_or(0) <= 2);
     assert_eq!(asked, BTreeMap::new());
 }
+
+/// The CPUs on which the daemon's FUSE threads may run, a set as the kernel writes it for each.
+fn places(mount: &TestMount) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap();
+    let statuses = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("status")));
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.unwrap()[name.len()..].trim().to_owned()
+    };
+    let places = statuses.map(Result::unwrap);
+    let places: Vec<String> = places
+        .filter(|status| field(status, "Name:").starts_with("fuser-"))
+        .map(|status| field(&status, "Cpus_allowed_list:"))
+        .collect();
+    assert!(places.len() >= 2, "{places:?}");
+    places
+}
+
+#[test]
+fn who_answers_follows_a_single_caller_to_its_cpu_and_several_to_none() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    if !require_fuse() {
+        return;
+    }
+    let registry = TestRegistry::start();
+    registry.publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
+    let mount = TestMount::of(&registry).start();
+    let anywhere = places(&mount);
+    // What the kernel never answers by itself.
+    let ask = || rustix::fs::statfs(mount.dir()).unwrap();
+
+    let allowed = sched_getaffinity(None).unwrap();
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut here = CpuSet::new();
+                here.set(cpu);
+                sched_setaffinity(None, &here).unwrap();
+                // Again: whoever watches over the mount asks, too, now and then.
+                let followed = (0..100).any(|_| {
+                    (0..100).for_each(|_| _ = ask());
+                    places(&mount).contains(&cpu.to_string())
+                });
+                assert!(followed, "{cpu}: {:?}", places(&mount));
+            });
+        });
+    }
+
+    let freed = (0..100).any(|_| {
+        for _ in 0..8 {
+            std::thread::scope(|scope| scope.spawn(ask).join().map(|_| ())).unwrap();
+        }
+        places(&mount) == anywhere
+    });
+    assert!(freed, "{:?}", places(&mount));
+    mount.unmount();
+}
