@@ -14,9 +14,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::inode::{self, Name, Node, ROOT};
+use super::inode::{self, Known, Name, Node, ROOT};
 use super::tree::{self, Attr, Directory, Entries, FOREVER, Kind, Listed, epoch};
-use super::{Answer, Fs, later, lock, not_a, split_name};
+use super::{Answer, Fs, What, later, lock, not_a, split_name};
 use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Listing};
 
@@ -109,7 +109,7 @@ impl Fs {
         let entries = self.entries(ROOT, &names, |names| {
             let line = |namespace: &Namespace| Listed {
                 name: namespace.as_str().into(),
-                ino: self.inodes.name(Name::Namespace(namespace.clone())),
+                ino: self.number(Name::Namespace(namespace.clone()), Known::Found),
                 kind: Kind::Directory,
             };
             names.iter().map(line).collect()
@@ -143,9 +143,7 @@ impl Fs {
             if self.has_bare_name(&bundle, versions) {
                 entries.push(Listed {
                     name: slug.as_str().into(),
-                    ino: self
-                        .inodes
-                        .name(Name::Link(bundle.clone(), Selector::Latest)),
+                    ino: self.number(Name::Link(bundle.clone(), Selector::Latest), Known::Found),
                     kind: Kind::Symlink,
                 });
             }
@@ -234,7 +232,7 @@ impl Fs {
             changed
         };
         if changed {
-            self.invalidate(ino, None);
+            self.invalidate(ino, What::Told, None);
         }
         entries
     }

@@ -6,6 +6,9 @@
 //! tags, and the mutable names that inode numbers were given for, so that another process can go on
 //! serving the numbers that the kernel holds.
 //!
+//! Of names, only so many are remembered: whoever asks for ever new ranges of a bundle finds something
+//! behind each of them.
+//!
 //! One JSON line a fact, appended with a single `write(2)`, so that several processes can share a
 //! file; each reads what the others appended before it adds a fact of its own. A line that cannot be
 //! read is skipped. When most lines are repeats the file is written anew on opening.
@@ -24,6 +27,9 @@ use crate::digest::Digest;
 
 /// Longest line that is believed.
 const MAX_LINE: u64 = 16 * 1024;
+
+/// Most names that are remembered.
+pub const MOST_NAMES: usize = 65_536;
 
 /// One fact. Keys are opaque to the journal: `host/ns/slug@version` and `ns[/slug@selector]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +56,7 @@ impl Known {
         match fact {
             Fact::Table { version, .. } => !self.tables.contains_key(version),
             Fact::Salt { version, salt } => self.salts.get(version) != Some(salt),
-            Fact::Name { name } => !self.names.contains(name),
+            Fact::Name { name } => self.names.len() < MOST_NAMES && !self.names.contains(name),
         }
     }
 
@@ -64,7 +70,9 @@ impl Known {
                 self.salts.insert(version, salt);
             }
             Fact::Name { name } => {
-                self.names.insert(name);
+                if self.names.len() < MOST_NAMES {
+                    self.names.insert(name);
+                }
             }
         }
     }
@@ -185,14 +193,16 @@ impl Journal {
         });
     }
 
-    /// Remembers that an inode number was given to `name`.
-    pub fn remember_name(&self, name: &str) {
+    /// Remembers that an inode number was given to `name`, if there is room; whether it is
+    /// remembered.
+    pub fn remember_name(&self, name: &str) -> bool {
         let mut inner = self.lock();
-        if !inner.known.names.contains(name) {
+        if !inner.known.names.contains(name) && inner.known.names.len() < MOST_NAMES {
             inner.add(Fact::Name {
                 name: name.to_owned(),
             });
         }
+        inner.known.names.contains(name)
     }
 
     /// All names that inode numbers were given to.
