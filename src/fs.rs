@@ -422,7 +422,7 @@ impl Fs {
     fn found_version(&self, loaded: &Arc<Loaded>) -> Found {
         self.found_in(&loaded.manifest.id().bundle.namespace);
         let root = self.inodes.version(loaded);
-        let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
+        let life = self.store.name_life(loaded).clamp(ABSENCE_TTL, FOREVER);
         Found::Node(Attr::directory(root, epoch()), life, FOREVER)
     }
 

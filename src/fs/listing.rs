@@ -187,7 +187,7 @@ impl Fs {
         match selector {
             Selector::Version(version) => {
                 let loaded = self.store.in_memory(&VersionRef { bundle, version })?;
-                let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
+                let life = self.store.name_life(&loaded).clamp(ABSENCE_TTL, FOREVER);
                 Some((Attr::directory(self.inodes.version(&loaded), epoch()), life))
             }
             selector => {
