@@ -42,7 +42,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ struct Shared {
     /// Where the last blob was found, kept open: opening the root again for every blob was a tenth
     /// of the time that a first read took.
     blobs: Mutex<Option<Arc<Dir>>>,
+    /// How many directories were listed.
+    scans: AtomicU64,
 }
 
 impl Cache {
@@ -101,6 +103,7 @@ impl Cache {
                 warned: AtomicBool::new(false),
                 gate: OnceLock::new(),
                 blobs: Mutex::default(),
+                scans: AtomicU64::new(0),
             }),
         }
     }
@@ -113,6 +116,15 @@ impl Cache {
     /// Where the cache is.
     pub fn root(&self) -> &Path {
         &self.shared.root
+    }
+
+    /// How many directories of manifests were listed so far: what questions about what there is cost.
+    pub fn scans(&self) -> u64 {
+        self.shared.scans.load(Ordering::Relaxed)
+    }
+
+    fn count_scan(&self) {
+        self.shared.scans.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Reads the manifest of `version`, in any tool's dialect and under any spelling of `host`.
@@ -351,22 +363,39 @@ impl Cache {
 
     /// The bundles of `namespace` that have at least one manifest, sorted.
     pub fn bundles(&self, host: &HostId, namespace: &Namespace) -> Vec<Slug> {
+        let bundles = self.bundles_with_versions(host, namespace);
+        bundles.map(|(bundle, _)| bundle.slug).collect()
+    }
+
+    /// As [`Cache::bundles`], with their versions, oldest first. A bundle costs one scan, when it is
+    /// its turn.
+    pub fn bundles_with_versions(
+        &self,
+        host: &HostId,
+        namespace: &Namespace,
+    ) -> impl Iterator<Item = (BundleId, Vec<Version>)> {
         let found: BTreeSet<Slug> = spellings(host)
             .flat_map(|spelling| self.directories(&format!("{MANIFESTS}/{spelling}/{namespace}")))
             .collect();
-        let bundle = |slug: &Slug| BundleId {
-            namespace: namespace.clone(),
-            slug: slug.clone(),
-        };
-        found
-            .into_iter()
-            .filter(|slug| !self.versions(host, &bundle(slug)).is_empty())
-            .collect()
+        found.into_iter().filter_map(move |slug| {
+            let bundle = BundleId {
+                namespace: namespace.clone(),
+                slug,
+            };
+            let versions = self.versions(host, &bundle);
+            (!versions.is_empty()).then_some((bundle, versions))
+        })
+    }
+
+    /// Whether a bundle of `namespace` has a manifest.
+    pub fn holds(&self, host: &HostId, namespace: &Namespace) -> bool {
+        self.bundles_with_versions(host, namespace).next().is_some()
     }
 
     /// The versions of `bundle` that have a manifest, oldest first. Whether it can be read is not
     /// looked at.
     pub fn versions(&self, host: &HostId, bundle: &BundleId) -> Vec<Version> {
+        self.count_scan();
         let found: BTreeSet<Version> = spellings(host)
             .filter_map(|spelling| self.open_dir(&manifest_dir(&spelling, bundle)).ok())
             .filter_map(|dir| list_versions(&dir).ok())
@@ -412,6 +441,7 @@ impl Cache {
     }
 
     fn directories<T: std::str::FromStr>(&self, path: &str) -> Vec<T> {
+        self.count_scan();
         let names = self
             .open_dir(path)
             .and_then(|dir| dir.directories().map(Vec::from_iter));

@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -39,7 +40,7 @@ use crate::store::{Loaded, Store};
 
 use failures::Failures;
 use in_flight::InFlight;
-use inode::{Inodes, Name, Node, PROBE, ROOT, Tagged};
+use inode::{Inodes, Known, Name, Node, PROBE, ROOT, Tagged};
 use tree::{Attr, FOREVER, Kind, epoch};
 
 /// What the file `/.musherfs` says.
@@ -68,12 +69,26 @@ pub enum Found {
     Absent(Duration),
 }
 
-/// A request to the kernel to drop what it has cached of an inode, and whom to tell when it has.
+/// A request to the kernel to drop something of an inode, and whom to tell when it has.
 pub struct Invalidate {
     /// The inode.
     pub ino: u64,
+    /// What it is to drop.
+    pub what: What,
     /// Told when the kernel has done it.
     pub done: Option<oneshot::Sender<()>>,
+}
+
+/// What the kernel is to drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum What {
+    /// What it was told of a name that changes: the body of a symlink, the listing of a directory.
+    /// Somebody may wait for it, and readers see the old until it is done.
+    Told,
+    /// The pages of a file. The kernel waits for those that are being read.
+    Pages,
+    /// The inode itself, unless somebody uses it. Kernels before Linux 6.18 cannot be asked.
+    Inode,
 }
 
 /// A moving name that points at another version than before, or that somebody asked for the
@@ -187,7 +202,7 @@ impl Fs {
         let names: Vec<u64> = inherited.names.iter().copied().collect();
         if self.inherited.set(inherited).is_ok() {
             for ino in names.into_iter().chain([ROOT]) {
-                self.invalidate(ino, None);
+                self.invalidate(ino, What::Told, None);
             }
         }
     }
@@ -293,6 +308,38 @@ impl Fs {
         node.ok_or_else(|| Error::not_found(format_args!("inode {ino:#x}")))
     }
 
+    // ----- numbers ---------------------------------------------------------------------------
+
+    /// The number of a mutable name's node. What is kept of names that had to be forgotten goes, and
+    /// the kernel is asked to let go of those that it alone keeps.
+    fn number(&self, name: Name, known: Known) -> u64 {
+        let (ino, crowd) = self.inodes.name(name, known);
+        for gone in crowd.forgotten {
+            lock(&self.links).remove(&gone);
+            lock(&self.directories).remove(&gone);
+        }
+        for held in crowd.held {
+            self.invalidate(held, What::Inode, None);
+        }
+        ino
+    }
+
+    /// Something real was found in a namespace.
+    fn found_in(&self, namespace: &Namespace) {
+        self.number(Name::Namespace(namespace.clone()), Known::Found);
+    }
+
+    /// To be told before the kernel is told of a node as the entry of a directory; it counts that,
+    /// too, and says with [`Fs::forget`] when it no longer does.
+    pub fn entered(&self, ino: u64) {
+        self.inodes.entered(ino);
+    }
+
+    /// The kernel has forgotten `count` of the times that it was told of a node.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.inodes.forget(ino, count);
+    }
+
     // ----- lookup ----------------------------------------------------------------------------
 
     /// Looks `name` up in the directory `parent`. Absence is an answer, not an error.
@@ -333,12 +380,12 @@ impl Fs {
     }
 
     fn found_namespace(&self, namespace: &Namespace, presence: Presence) -> Found {
-        let life = match presence {
-            Presence::Known => FOREVER,
-            Presence::Assumed => ABSENCE_TTL,
+        let (life, known) = match presence {
+            Presence::Known => (FOREVER, Known::Found),
+            Presence::Assumed => (ABSENCE_TTL, Known::Guessed),
             Presence::Absent => return Found::Absent(ABSENCE_TTL),
         };
-        let ino = self.inodes.name(Name::Namespace(namespace.clone()));
+        let ino = self.number(Name::Namespace(namespace.clone()), known);
         Found::Node(self.directory_attr(ino), life, LISTING_TTL.min(life))
     }
 
@@ -373,14 +420,15 @@ impl Fs {
     }
 
     fn found_version(&self, loaded: &Arc<Loaded>) -> Found {
+        self.found_in(&loaded.manifest.id().bundle.namespace);
         let root = self.inodes.version(loaded);
-        let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
+        let life = self.store.name_life(loaded).clamp(ABSENCE_TTL, FOREVER);
         Found::Node(Attr::directory(root, epoch()), life, FOREVER)
     }
 
-    fn invalidate(&self, ino: u64, done: Option<oneshot::Sender<()>>) {
+    fn invalidate(&self, ino: u64, what: What, done: Option<oneshot::Sender<()>>) {
         if let Some(kernel) = self.kernel.get() {
-            let _ = kernel.send(Invalidate { ino, done });
+            let _ = kernel.send(Invalidate { ino, what, done });
         }
     }
 
@@ -524,7 +572,7 @@ impl Fs {
             let answer = fs.store.read(&loaded, index, offset, size, deadline).await;
             if answer.is_err() {
                 // The kernel reads ahead less and less after errors; this lets it start over.
-                fs.invalidate(ino, None);
+                fs.invalidate(ino, What::Pages, None);
             }
             answer.map(Some)
         })

@@ -361,6 +361,7 @@ impl Clone for Fuse {
 fn reply_entry(edge: &Fuse, found: Result<Found, Errno>, reply: ReplyEntry) {
     match found {
         Ok(Found::Node(attr, entry_ttl, attr_ttl)) => {
+            edge.fs.entered(attr.ino);
             reply.entry_with_ttls(&attr_ttl, &entry_ttl, &edge.attr(&attr), Generation(0));
         }
         Ok(Found::Absent(ttl)) => {
@@ -425,9 +426,9 @@ impl Filesystem for Fuse {
         );
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
-        // Numbers are derived from what they stand for; there is nothing to free.
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         self.count(Counter::Forget);
+        self.fs.forget(ino.0, count);
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -581,14 +582,19 @@ impl Filesystem for Fuse {
                             (attr, Duration::ZERO)
                         });
                         let attr = edge.attr(&attr);
-                        reply.add(
+                        let full = reply.add(
                             INodeNo(line.ino),
                             line.cookie,
                             line.name,
                             &ttl,
                             &attr,
                             Generation(0),
-                        )
+                        );
+                        // The kernel does not count these two.
+                        if !full && !matches!(line.name, "." | "..") {
+                            edge.fs.entered(line.ino);
+                        }
+                        full
                     });
                     reply.ok();
                 }

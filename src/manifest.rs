@@ -119,6 +119,10 @@ pub enum Refusal {
     /// The manifest lists the path twice with different content.
     #[error("the manifest lists this path more than once, with different content")]
     Conflict,
+    /// The manifest says that there is no content, and its digest says that there is. Nobody would
+    /// ever read such a file, and so nobody find out.
+    #[error("the manifest says that it is empty, and its hash is of something else")]
+    NotEmpty,
 }
 
 /// What an entry is.
@@ -150,7 +154,7 @@ struct Row {
     code: u8,
 }
 
-const CODES: [Kind; 9] = [
+const CODES: [Kind; 10] = [
     Kind::Refused(Refusal::Path(InvalidPath::Empty)),
     Kind::Refused(Refusal::Path(InvalidPath::Absolute)),
     Kind::Refused(Refusal::Path(InvalidPath::Component)),
@@ -160,6 +164,7 @@ const CODES: [Kind; 9] = [
     Kind::Refused(Refusal::Conflict),
     Kind::Directory,
     Kind::File,
+    Kind::Refused(Refusal::NotEmpty),
 ];
 
 impl Kind {
@@ -503,12 +508,16 @@ impl Builder {
                 kind: Kind::Directory,
             })
             .collect();
+        let nothing = Digest::of(b"");
         items.extend(layers.iter().enumerate().map(|(i, layer)| Item {
             layer: i,
             len: layer.path.len(),
             kind: match kinds[i] {
                 Kind::File if directories.contains_key(layer.path.as_str()) => {
                     Kind::Refused(Refusal::FileUnderFile)
+                }
+                Kind::File if layer.size == Some(0) && layer.digest != nothing => {
+                    Kind::Refused(Refusal::NotEmpty)
                 }
                 kind => kind,
             },

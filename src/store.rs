@@ -178,8 +178,6 @@ pub struct Store {
     metrics: Arc<Metrics>,
     manifests: Mutex<Manifests>,
     fetches: SingleFlight<VersionRef, Result<Arc<Loaded>>>,
-    /// Versions that their registry answered 404 for although they are known.
-    removed: Mutex<HashSet<VersionRef>>,
     /// Versions whose peculiarities (yanked, refused paths, contradictions) have been logged.
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
@@ -220,7 +218,6 @@ impl Store {
                 memory: 0,
             }),
             fetches: SingleFlight::default(),
-            removed: Mutex::default(),
             reported: Mutex::default(),
             content: content::Content::default(),
             ahead: Mutex::default(),
@@ -254,6 +251,7 @@ impl Store {
     /// A stale one is an answer too, since content cannot change: it is refreshed behind the
     /// answer. Under a policy that can take a version away it is asked for first, so `None`.
     pub fn manifest_now(self: &Arc<Self>, version: &VersionRef) -> Option<Result<Arc<Loaded>>> {
+        self.prefer_local(version);
         let loaded = self.known(version)?;
         if !loaded.is_fresh() && !self.sources.is_empty() {
             if self.policy.deny_yanked || self.policy.respect_removal {
@@ -262,6 +260,29 @@ impl Store {
             self.refresh_behind(version);
         }
         Some(self.admit(loaded))
+    }
+
+    /// Lets a pack that was made since take the place of what the registry has. Only when a name is
+    /// looked up: whoever holds the registry's version keeps it until then.
+    fn prefer_local(&self, version: &VersionRef) {
+        let may_win = self.policy.local_packs
+            && self
+                .in_memory(version)
+                .is_some_and(|loaded| !loaded.host.is_local());
+        if may_win && let Some(local) = self.load_local(version) {
+            self.keep_manifest(&Arc::new(local));
+        }
+    }
+
+    /// How long a lookup of the version's name need not be repeated.
+    pub fn name_life(&self, loaded: &Loaded) -> Duration {
+        let life = loaded.remaining();
+        if self.policy.local_packs {
+            // A pack may be made at any time.
+            life.min(RECHECK)
+        } else {
+            life
+        }
     }
 
     /// The manifest of a version that somebody holds already: from memory or disk, whatever its age
@@ -336,7 +357,7 @@ impl Store {
     /// [`Error::Yanked`], or [`Error::NotFound`] when the registry has removed it.
     pub fn allows(&self, loaded: &Loaded) -> Result<()> {
         let id = loaded.manifest.id();
-        if self.policy.respect_removal && lock(&self.removed).contains(id) {
+        if self.policy.respect_removal && self.journal.is_removed(&journal_key(&self.host, id)) {
             return Err(Error::not_found(id));
         }
         if loaded.is_yanked() && self.policy.deny_yanked {
@@ -554,7 +575,9 @@ impl Store {
         }
         if failure.is_absence()
             && self.known(version).is_some()
-            && lock(&self.removed).insert(version.clone())
+            && self
+                .journal
+                .remember_removal(&journal_key(&self.host, version), true)
         {
             info!(%version, "the registry no longer has this version");
         }
@@ -594,7 +617,8 @@ impl Store {
         self.check_table(&manifest)?;
         self.check_artifact(&manifest)?;
         self.report_refused(&manifest);
-        lock(&self.removed).remove(version);
+        self.journal
+            .remember_removal(&journal_key(&self.host, version), false);
         let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);
         // A pack of this machine wins over what the registry has under the same name.
         let local = self.load_local(version);

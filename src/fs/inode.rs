@@ -10,10 +10,18 @@
 //! on every host and after every restart, so nothing has to be stored to serve a number that the
 //! kernel still holds, except which names there are: that is in the [`Journal`]. Two versions whose
 //! 35 bits are equal are told apart by a salt, which is journaled too.
+//!
+//! Of mutable names there are more than can be kept: any name may be a namespace while nobody can be
+//! asked, and any range means some version. So a name is *lasting*, and journaled, when something real
+//! was found behind it, as long as there is room in the journal. The others are *passing*: the least
+//! recently used are forgotten, except those whose inodes the kernel holds ([`Inodes::entered`],
+//! [`Inodes::forget`]). A name that was forgotten gets the same number when it is found again.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock};
+
+use lru::LruCache;
 
 use crate::digest::Digest;
 use crate::reference::{BundleId, BundleRef, HostId, Namespace, Selector, VersionRef};
@@ -28,6 +36,13 @@ pub const PROBE: u64 = 2;
 const INDEX_BITS: u32 = 17;
 const TAG_BITS: u32 = 35;
 const NAME_BIT: u64 = 1 << 52;
+
+/// Most passing names that are kept although the kernel does not hold them.
+pub const MOST_PASSING: usize = 16_384;
+
+/// How many of the least recently used are looked at when another passing name comes: more than
+/// one, so that those that the kernel has let go meanwhile go, too.
+const LOOKED_AT: usize = 4;
 
 /// A version whose files have inode numbers.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -77,12 +92,37 @@ pub enum Node {
     Entry(Arc<Tagged>, u32),
 }
 
+/// What is known of a name when its node is given a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Something real is behind it.
+    Found,
+    /// It may be anything.
+    Guessed,
+}
+
+/// What more names than can be kept lead to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// Numbers that stand for nothing from now on.
+    pub forgotten: Vec<u64>,
+    /// Numbers that would be forgotten if the kernel did not hold them.
+    pub held: Vec<u64>,
+}
+
+struct Passing {
+    name: Arc<Name>,
+    /// How often the kernel was told of the number, less what it has forgotten.
+    held: u64,
+}
+
 /// The numbers that were given out.
 pub struct Inodes {
     host: HostId,
     journal: Arc<Journal>,
     tags: RwLock<HashMap<u64, Arc<Tagged>>>,
-    names: RwLock<HashMap<u64, Arc<Name>>>,
+    lasting: RwLock<HashMap<u64, Arc<Name>>>,
+    passing: Mutex<LruCache<u64, Passing>>,
     restored: Once,
 }
 
@@ -93,24 +133,59 @@ impl Inodes {
             host,
             journal,
             tags: RwLock::default(),
-            names: RwLock::default(),
+            lasting: RwLock::default(),
+            passing: Mutex::new(LruCache::unbounded()),
             restored: Once::new(),
         }
     }
 
-    /// The number of the bare name `name`'s node; remembered, so that [`Inodes::node`] knows it.
-    pub fn name(&self, name: Name) -> u64 {
-        let text = name.text();
+    /// The number of `name`'s node; remembered, so that [`Inodes::node`] knows it.
+    pub fn name(&self, name: Name, known: Known) -> (u64, Crowd) {
         let ino = self.expected_name(&name);
         // A collision of 52 bits would need millions of names; the later one wins the number.
-        let known = read(&self.names)
-            .get(&ino)
-            .is_some_and(|known| **known == name);
-        if !known {
-            write(&self.names).insert(ino, Arc::new(name));
-            self.journal.remember_name(&text);
+        let lasts = |known: &Arc<Name>| **known == name;
+        if read(&self.lasting).get(&ino).is_some_and(lasts) {
+            return (ino, Crowd::default());
         }
-        ino
+        if known == Known::Found && self.journal.remember_name(&name.text()) {
+            write(&self.lasting).insert(ino, Arc::new(name));
+            self.passing().pop(&ino);
+            return (ino, Crowd::default());
+        }
+        let mut passing = self.passing();
+        match passing.get_mut(&ino) {
+            Some(known) if *known.name == name => {}
+            Some(known) => known.name = Arc::new(name),
+            None => {
+                let name = Arc::new(name);
+                passing.put(ino, Passing { name, held: 0 });
+            }
+        }
+        (ino, make_room(&mut passing))
+    }
+
+    /// Notes that the kernel is about to be told of a number, as an entry of a directory.
+    pub fn entered(&self, ino: u64) {
+        if ino & NAME_BIT != 0
+            && let Some(passing) = self.passing().get_mut(&ino)
+        {
+            passing.held += 1;
+        }
+    }
+
+    /// Notes that the kernel has forgotten `count` of the times that it was told of a number.
+    pub fn forget(&self, ino: u64, count: u64) {
+        if ino & NAME_BIT != 0
+            && let Some(passing) = self.passing().peek_mut(&ino)
+        {
+            // What an earlier process has told the kernel is not counted here.
+            passing.held = passing.held.saturating_sub(count);
+        }
+    }
+
+    /// Consistent after every statement, so a poisoned lock is still good.
+    fn passing(&self) -> MutexGuard<'_, LruCache<u64, Passing>> {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number that `name`'s node has, or would have if somebody asked for it.
@@ -187,17 +262,22 @@ impl Inodes {
         })
     }
 
-    /// The numbers of all mutable names, also those that an earlier process gave out.
+    /// The numbers of all lasting names, also those that an earlier process gave out.
     pub fn names(&self) -> Vec<u64> {
         self.restored.call_once(|| self.restore());
-        read(&self.names).keys().copied().collect()
+        read(&self.lasting).keys().copied().collect()
+    }
+
+    fn name_of(&self, ino: u64) -> Option<Arc<Name>> {
+        let lasting = read(&self.lasting).get(&ino).cloned();
+        lasting.or_else(|| Some(Arc::clone(&self.passing().get(&ino)?.name)))
     }
 
     fn given_out(&self, ino: u64) -> Option<Node> {
         match ino {
             ROOT => Some(Node::Root),
             PROBE => Some(Node::Probe),
-            _ if ino & NAME_BIT != 0 => read(&self.names).get(&ino).cloned().map(Node::Name),
+            _ if ino & NAME_BIT != 0 => self.name_of(ino).map(Node::Name),
             _ => {
                 let tagged = read(&self.tags).get(&(ino >> INDEX_BITS)).cloned()?;
                 let index = u32::try_from(ino & ((1 << INDEX_BITS) - 1)).ok()?;
@@ -209,7 +289,7 @@ impl Inodes {
     fn restore(&self) {
         for text in self.journal.names() {
             if let Some(name) = Name::parse(&text) {
-                self.name(name);
+                self.name(name, Known::Found);
             }
         }
         for text in self.journal.versions() {
@@ -229,6 +309,25 @@ impl Inodes {
             }
         }
     }
+}
+
+fn make_room(passing: &mut LruCache<u64, Passing>) -> Crowd {
+    let mut crowd = Crowd::default();
+    for _ in 0..LOOKED_AT {
+        if passing.len() <= MOST_PASSING {
+            break;
+        }
+        let Some((ino, oldest)) = passing.pop_lru() else {
+            break;
+        };
+        if oldest.held == 0 {
+            crowd.forgotten.push(ino);
+        } else {
+            crowd.held.push(ino);
+            passing.put(ino, oldest);
+        }
+    }
+    crowd
 }
 
 /// The number of the entry at `index` below the version root `root`.
@@ -285,7 +384,8 @@ mod tests {
     fn numbers_are_part_of_the_format() {
         // Computed independently: changing these breaks every bind mount and build cache.
         let inodes = inodes();
-        let namespace = inodes.name(Name::Namespace("acme".parse().unwrap()));
+        let name = Name::Namespace("acme".parse().unwrap());
+        let (namespace, _) = inodes.name(name, Known::Guessed);
         assert_eq!(
             namespace,
             NAME_BIT | first_bits("musherfs-1/api.musher.dev/acme", 52)
@@ -303,7 +403,8 @@ mod tests {
     #[test]
     fn numbers_have_at_most_53_bits_and_say_what_they_are() {
         let inodes = inodes();
-        let link = inodes.name(Name::Link("acme/kit".parse().unwrap(), Selector::Latest));
+        let name = Name::Link("acme/kit".parse().unwrap(), Selector::Latest);
+        let (link, _) = inodes.name(name, Known::Found);
         let (text, key) = tagged("acme/kit@1.2.0");
         let root = inodes.tag(&text, key) << INDEX_BITS;
         let file = entry(root, 131_071);
@@ -341,11 +442,13 @@ mod tests {
         let host: HostId = "api.musher.dev".parse().unwrap();
         let journal = || Arc::new(Journal::open(&path));
         let first = Inodes::new(host.clone(), journal());
-        let namespace = first.name(Name::Namespace("acme".parse().unwrap()));
-        let link = first.name(Name::Link(
-            "acme/kit".parse().unwrap(),
-            "^1.2".parse().unwrap(),
-        ));
+        let name = Name::Namespace("acme".parse().unwrap());
+        let (namespace, _) = first.name(name, Known::Found);
+        let name = Name::Link("acme/kit".parse().unwrap(), "^1.2".parse().unwrap());
+        let (link, _) = first.name(name, Known::Found);
+        let name = Name::Namespace("guessed".parse().unwrap());
+        let (guessed, _) = first.name(name, Known::Guessed);
+        assert!(first.node(guessed).is_some());
         let (text, key) = tagged("acme/kit@1.2.0");
         first
             .journal
@@ -364,5 +467,57 @@ mod tests {
             second.node(entry(root, 7)),
             Some(Node::Entry(_, 7))
         ));
+        // Nothing was found behind it, so nothing is remembered of it.
+        assert!(second.node(guessed).is_none());
+    }
+
+    fn guess(inodes: &Inodes, n: usize) -> (u64, Crowd) {
+        let name = Name::Namespace(format!("guess-{n}").parse().unwrap());
+        inodes.name(name, Known::Guessed)
+    }
+
+    #[test]
+    fn guessed_names_are_forgotten_but_not_those_that_the_kernel_holds_or_something_is_behind() {
+        let inodes = inodes();
+        let (held, _) = guess(&inodes, 0);
+        inodes.entered(held);
+        inodes.entered(held);
+        let (unheld, _) = guess(&inodes, 1);
+        let (found, _) = guess(&inodes, 2);
+        let name = Name::Namespace("guess-2".parse().unwrap());
+        assert_eq!(inodes.name(name, Known::Found).0, found);
+        let mut forgotten = Vec::new();
+        let mut add = |many: std::ops::Range<usize>| {
+            let crowds = many.map(|n| guess(&inodes, n).1);
+            crowds.for_each(|crowd| forgotten.extend(crowd.forgotten));
+            assert_eq!(inodes.passing().len(), MOST_PASSING);
+            forgotten.clone()
+        };
+        let gone = add(10..10 + 2 * MOST_PASSING);
+        assert!(gone.contains(&unheld) && inodes.node(unheld).is_none());
+        assert!(!gone.contains(&held) && inodes.node(held).is_some());
+        assert!(inodes.node(found).is_some());
+        assert_eq!(inodes.journal.names(), ["guess-2"]);
+        // It is the same one when somebody finds it again.
+        assert_eq!(guess(&inodes, 1).0, unheld);
+        // What the kernel lets go goes when there is no room.
+        inodes.forget(held, 1);
+        let gone = add(100_000..100_000 + 2 * MOST_PASSING);
+        assert!(!gone.contains(&held));
+        inodes.forget(held, 1);
+        let gone = add(200_000..200_000 + 2 * MOST_PASSING);
+        assert!(gone.contains(&held) && inodes.node(held).is_none());
+    }
+
+    #[test]
+    fn names_that_the_kernel_holds_are_told_when_there_are_too_many() {
+        let inodes = inodes();
+        for n in 0..MOST_PASSING {
+            inodes.entered(guess(&inodes, n).0);
+        }
+        let (_, crowd) = guess(&inodes, MOST_PASSING);
+        let oldest: Vec<u64> = (0..LOOKED_AT).map(|n| guess(&inodes, n).0).collect();
+        assert_eq!(crowd.held, oldest);
+        assert!(crowd.forgotten.is_empty());
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
-use super::inode::{Name, Node};
+use super::inode::{Known, Name, Node};
 use super::tree::{Attr, FOREVER, Kind};
-use super::{Answer, Found, Fs, Moved, found_error, later, lock, not_a};
+use super::{Answer, Found, Fs, Moved, What, found_error, later, lock, not_a};
 use crate::error::{Error, Result};
 use crate::reference::{BundleId, Selector, Version, VersionRef};
 use crate::resolve::Resolution;
@@ -95,9 +95,9 @@ impl Fs {
         selector: &Selector,
         resolution: &Resolution,
     ) -> (Attr, watch::Receiver<bool>) {
-        let ino = self
-            .inodes
-            .name(Name::Link(bundle.clone(), selector.clone()));
+        let name = Name::Link(bundle.clone(), selector.clone());
+        let ino = self.number(name, Known::Found);
+        self.found_in(&bundle.namespace);
         let version = &resolution.version;
         let mut announced = None;
         let (moved, (attr, settled)) = {
@@ -148,7 +148,7 @@ impl Fs {
         if let Some(moved) = moved {
             debug!(%bundle, %selector, %version, "the symlink moves");
             let (done, dropped) = oneshot::channel();
-            self.invalidate(ino, Some(done));
+            self.invalidate(ino, What::Told, Some(done));
             tokio::spawn(async move {
                 // An error means that there is no kernel to wait for.
                 let _ = dropped.await;
@@ -165,9 +165,8 @@ impl Fs {
         selector: &Selector,
         resolution: &Resolution,
     ) {
-        let ino = self
-            .inodes
-            .name(Name::Link(bundle.clone(), selector.clone()));
+        let name = Name::Link(bundle.clone(), selector.clone());
+        let ino = self.inodes.expected_name(&name);
         // A link that the kernel has never seen has nothing to drop.
         if lock(&self.links).contains_key(&ino) {
             self.point_link(bundle, selector, resolution);

@@ -3,21 +3,28 @@
 //! The kernel keeps their listings until it is told that they have changed, and their attributes for
 //! a minute. A listing that differs from the one before gets a new modification time. A directory
 //! that existed stays one: what is mounted below it would be detached otherwise.
+//!
+//! A namespace may have thousands of bundles, and is listed in pages. Its entries are made once for
+//! each [`Listing`], not for each page; only what is known of an entry (where a link points, whether a
+//! manifest is there) is looked up for each line, since that changes without the listing.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::inode::{self, Name, Node, ROOT};
-use super::tree::{Attr, Directory, FOREVER, Kind, Listed, epoch};
-use super::{Answer, Fs, later, lock, not_a};
-use crate::error::Result;
-use crate::reference::{BundleId, Namespace, Selector, VersionRef};
+use super::inode::{self, Known, Name, Node, ROOT};
+use super::tree::{self, Attr, Directory, Entries, FOREVER, Kind, Listed, epoch};
+use super::{Answer, Fs, What, later, lock, not_a, split_name};
+use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Listing};
 
 /// What the kernel was told about a mutable directory.
 pub(super) struct Told {
-    names: Vec<Box<str>>,
+    /// What the entries were made of; held, so that no other source gets its address.
+    source: Arc<dyn Any + Send + Sync>,
+    entries: Entries,
     mtime: SystemTime,
 }
 
@@ -58,26 +65,24 @@ impl Fs {
         };
         match node {
             Node::Root => match self.resolver.root_now() {
-                Some(names) => Answer::Now(Ok(self.root_entries(&names))),
+                Some(names) => Answer::Now(Ok(self.list_root(names))),
                 None => {
                     let (fs, deadline) = (Arc::clone(self), self.deadline());
                     later(async move {
                         let names = fs.resolver.root(deadline).await;
-                        Ok(fs.root_entries(&names))
+                        Ok(fs.list_root(names))
                     })
                 }
             },
             Node::Name(name) => match &*name {
                 Name::Namespace(namespace) => match self.resolver.list_now(namespace) {
-                    Some(listing) => {
-                        Answer::Now(Ok(self.namespace_entries(ino, namespace, &listing)))
-                    }
+                    Some(listing) => Answer::Now(Ok(self.list_namespace(ino, namespace, listing))),
                     None => {
                         let (fs, namespace, deadline) =
                             (Arc::clone(self), namespace.clone(), self.deadline());
                         later(async move {
                             let listing = fs.resolver.list(&namespace, deadline).await?;
-                            Ok(fs.namespace_entries(ino, &namespace, &listing))
+                            Ok(fs.list_namespace(ino, &namespace, listing))
                         })
                     }
                 },
@@ -100,114 +105,140 @@ impl Fs {
         }
     }
 
-    fn root_entries(&self, names: &BTreeSet<Namespace>) -> Directory {
-        let entries: Vec<Listed> = names
-            .iter()
-            .map(|namespace| {
-                let ino = self.inodes.name(Name::Namespace(namespace.clone()));
-                Listed {
-                    name: namespace.as_str().into(),
-                    ino,
-                    kind: Kind::Directory,
-                    attr: Some((self.directory_attr(ino), LISTING_TTL)),
-                }
-            })
-            .collect();
-        self.tell_directory(ROOT, &entries);
-        Directory::mutable(ROOT, ROOT, entries)
+    fn list_root(self: &Arc<Self>, names: Arc<BTreeSet<Namespace>>) -> Directory {
+        let entries = self.entries(ROOT, &names, |names| {
+            let line = |namespace: &Namespace| Listed {
+                name: namespace.as_str().into(),
+                ino: self.number(Name::Namespace(namespace.clone()), Known::Found),
+                kind: Kind::Directory,
+            };
+            names.iter().map(line).collect()
+        });
+        let fs = Arc::clone(self);
+        let attrs = move |entry: &Listed| Some((fs.directory_attr(entry.ino), LISTING_TTL));
+        Directory::Mutable(ROOT, entries, Box::new(attrs))
     }
 
-    fn namespace_entries(&self, ino: u64, namespace: &Namespace, listing: &Listing) -> Directory {
+    fn list_namespace(
+        self: &Arc<Self>,
+        ino: u64,
+        namespace: &Namespace,
+        listing: Arc<Listing>,
+    ) -> Directory {
+        let entries = self.entries(ino, &listing, |listing| {
+            self.namespace_entries(namespace, listing)
+        });
+        let (fs, namespace) = (Arc::clone(self), namespace.clone());
+        let attrs = move |entry: &Listed| fs.line_attr(&namespace, entry);
+        Directory::Mutable(ino, entries, Box::new(attrs))
+    }
+
+    fn namespace_entries(&self, namespace: &Namespace, listing: &Listing) -> Vec<Listed> {
         let mut entries = Vec::new();
         for (slug, versions) in &listing.bundles {
             let bundle = BundleId {
                 namespace: namespace.clone(),
                 slug: slug.clone(),
             };
-            // A lockfile may have the versions without the bare name.
-            let bare = self.resolver.peek(&bundle, &Selector::Latest);
-            if !matches!(bare, Some(Err(_))) {
-                entries.push(self.link_line(&bundle));
+            if self.has_bare_name(&bundle, versions) {
+                entries.push(Listed {
+                    name: slug.as_str().into(),
+                    ino: self.number(Name::Link(bundle.clone(), Selector::Latest), Known::Found),
+                    kind: Kind::Symlink,
+                });
             }
             for version in versions {
                 let version = VersionRef {
                     bundle: bundle.clone(),
                     version: version.clone(),
                 };
-                entries.push(self.version_line(&version));
+                let loaded = self.store.in_memory(&version);
+                entries.push(Listed {
+                    name: format!("{slug}@{}", version.version).into(),
+                    ino: match loaded {
+                        Some(loaded) => self.inodes.version(&loaded),
+                        None => self.inodes.expected_version(&version),
+                    },
+                    kind: Kind::Directory,
+                });
             }
         }
-        self.tell_directory(ino, &entries);
-        Directory::mutable(ino, ROOT, entries)
+        entries
     }
 
-    /// The bare name's line; with attributes only where a lookup would be free.
-    fn link_line(&self, bundle: &BundleId) -> Listed {
-        let known = self.resolver.peek(bundle, &Selector::Latest);
-        let attr = known.and_then(Result::ok).and_then(|resolution| {
-            let (attr, settled) = self.point_link(bundle, &Selector::Latest, &resolution);
-            let life = resolution.remaining.clamp(Duration::from_secs(1), FOREVER);
-            settled.borrow().then_some((attr, life))
-        });
-        let ino = attr.map_or_else(
-            || {
-                self.inodes
-                    .name(Name::Link(bundle.clone(), Selector::Latest))
-            },
-            |(attr, _)| attr.ino,
-        );
-        Listed {
-            name: bundle.slug.as_str().into(),
-            ino,
-            kind: Kind::Symlink,
-            attr,
+    /// Whether a bundle that is listed with `versions` is listed by its bare name.
+    fn has_bare_name(&self, bundle: &BundleId, versions: &[Version]) -> bool {
+        // A lockfile may have the versions without the bare name.
+        if let Some(locked) = self.resolver.locked_now(bundle, &Selector::Latest) {
+            return locked.is_ok();
         }
+        // Any version that may be listed can be the newest. Without one, somebody has to say so.
+        !versions.is_empty()
+            || !matches!(self.resolver.peek(bundle, &Selector::Latest), Some(Err(_)))
     }
 
-    fn version_line(&self, version: &VersionRef) -> Listed {
-        let loaded = self.store.in_memory(version);
-        let attr = loaded.map(|loaded| {
-            let life = loaded.remaining().clamp(ABSENCE_TTL, FOREVER);
-            (Attr::directory(self.inodes.version(&loaded), epoch()), life)
-        });
-        let ino = match attr {
-            Some((attr, _)) => attr.ino,
-            None => self.inodes.expected_version(version),
+    /// What is known of an entry of a namespace; only where a lookup would be free.
+    fn line_attr(&self, namespace: &Namespace, entry: &Listed) -> Option<(Attr, Duration)> {
+        let (slug, selector) = split_name(&entry.name)?;
+        let bundle = BundleId {
+            namespace: namespace.clone(),
+            slug,
         };
-        Listed {
-            name: format!("{}@{}", version.bundle.slug, version.version).into(),
-            ino,
-            kind: Kind::Directory,
-            attr,
+        match selector {
+            Selector::Version(version) => {
+                let loaded = self.store.in_memory(&VersionRef { bundle, version })?;
+                let life = self.store.name_life(&loaded).clamp(ABSENCE_TTL, FOREVER);
+                Some((Attr::directory(self.inodes.version(&loaded), epoch()), life))
+            }
+            selector => {
+                let resolution = self.resolver.peek(&bundle, &selector)?.ok()?;
+                let (attr, settled) = self.point_link(&bundle, &selector, &resolution);
+                let life = resolution.remaining.clamp(Duration::from_secs(1), FOREVER);
+                settled.borrow().then_some((attr, life))
+            }
         }
     }
 
-    /// Gives a listing that differs from the last one a new time and has the kernel drop the old.
-    fn tell_directory(&self, ino: u64, entries: &[Listed]) {
-        let names: Vec<Box<str>> = entries.iter().map(|entry| entry.name.clone()).collect();
+    /// The entries of a directory that are made of `source`. The same source makes the same entries:
+    /// they are made once. Entries that differ from the last ones give the directory a new time, and
+    /// have the kernel drop the old listing.
+    fn entries<T: Send + Sync + 'static>(
+        &self,
+        ino: u64,
+        source: &Arc<T>,
+        make: impl FnOnce(&T) -> Vec<Listed>,
+    ) -> Entries {
+        if let Some(told) = lock(&self.directories).get(&ino)
+            && ptr::addr_eq(Arc::as_ptr(&told.source), Arc::as_ptr(source))
+        {
+            return Arc::clone(&told.entries);
+        }
+        let entries = tree::sorted(make(source));
         let changed = {
             let mut directories = lock(&self.directories);
-            match directories.get_mut(&ino) {
-                Some(told) if told.names == names => false,
-                Some(told) => {
-                    *told = Told {
-                        names,
-                        mtime: SystemTime::now(),
-                    };
-                    true
-                }
-                None => {
-                    let told = Told {
-                        names,
-                        mtime: self.first_mtime(),
-                    };
-                    directories.insert(ino, told);
-                    false
-                }
-            }
+            let before = directories.get(&ino);
+            let changed = before.is_some_and(|told| names(&told.entries) != names(&entries));
+            let mtime = match before {
+                Some(told) if !changed => told.mtime,
+                Some(_) => SystemTime::now(),
+                None => self.first_mtime(),
+            };
+            let told = Told {
+                source: Arc::clone(source) as _,
+                entries: Arc::clone(&entries),
+                mtime,
+            };
+            directories.insert(ino, told);
+            changed
         };
         if changed {
-            self.invalidate(ino, None);
+            self.invalidate(ino, What::Told, None);
         }
+        entries
     }
+}
+
+/// The names alone: a pack that was packed again has another number, and is listed where it was.
+fn names(entries: &[Listed]) -> BTreeSet<&str> {
+    entries.iter().map(|entry| &*entry.name).collect()
 }

@@ -87,7 +87,7 @@ pub struct Line<'a> {
     pub attr: Option<(Attr, Duration)>,
 }
 
-/// An entry of a mutable directory.
+/// An entry of a mutable directory: what stays the same as long as the directory lists it.
 #[derive(Debug, Clone)]
 pub struct Listed {
     /// The name.
@@ -96,17 +96,28 @@ pub struct Listed {
     pub ino: u64,
     /// What it is.
     pub kind: Kind,
-    /// As in [`Line::attr`].
-    pub attr: Option<(Attr, Duration)>,
 }
 
+/// The entries of a mutable directory, made once for all who list it meanwhile.
+pub type Entries = Arc<[Listed]>;
+
+/// Tells what [`Line::attr`] of an entry is at the moment that it is listed.
+pub type Attrs = Box<dyn Fn(&Listed) -> Option<(Attr, Duration)> + Send>;
+
 /// A directory that is being listed.
-#[derive(Debug, Clone)]
 pub enum Directory {
     /// In a version: its manifest, its root's number and the directory's index.
     InVersion(Arc<Loaded>, u64, u32),
-    /// The root or a namespace: its own number, its parent's, and its entries by number.
-    Mutable(u64, u64, Arc<Vec<Listed>>),
+    /// The root or a namespace: its own number, its entries as [`sorted`] has them, and what is
+    /// known of them.
+    Mutable(u64, Entries, Attrs),
+}
+
+/// Puts the entries of a mutable directory in the order in which they are listed.
+pub fn sorted(mut entries: Vec<Listed>) -> Entries {
+    entries.sort_unstable_by_key(|entry| entry.ino);
+    entries.dedup_by_key(|entry| entry.ino);
+    entries.into()
 }
 
 /// Cookies of `.` and `..`; those of entries are larger.
@@ -114,13 +125,6 @@ const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 
 impl Directory {
-    /// A mutable directory's listing.
-    pub fn mutable(ino: u64, parent: u64, mut entries: Vec<Listed>) -> Self {
-        entries.sort_unstable_by_key(|entry| entry.ino);
-        entries.dedup_by_key(|entry| entry.ino);
-        Self::Mutable(ino, parent, Arc::new(entries))
-    }
-
     /// Hands the lines after the cookie `after` (0: all) to `add`, until it says that it is full.
     pub fn list(&self, after: u64, mut add: impl FnMut(Line<'_>) -> bool) {
         let (ino, parent) = match self {
@@ -132,7 +136,7 @@ impl Directory {
                 };
                 (inode::entry(*root, *dir), parent)
             }
-            Self::Mutable(ino, parent, _) => (*ino, *parent),
+            Self::Mutable(ino, ..) => (*ino, inode::ROOT),
         };
         for (name, ino, cookie) in [(".", ino, DOT), ("..", parent, DOT_DOT)] {
             let line = Line {
@@ -165,15 +169,17 @@ impl Directory {
                     }
                 }
             }
-            Self::Mutable(_, _, entries) => {
+            Self::Mutable(_, entries, attrs) => {
                 let from = entries.partition_point(|entry| entry.ino <= after);
                 for entry in &entries[from..] {
+                    let attr = attrs(entry);
                     let full = add(Line {
                         name: &entry.name,
-                        ino: entry.ino,
+                        // A pack that was packed again has another one than when it was listed.
+                        ino: attr.map_or(entry.ino, |(attr, _)| attr.ino),
                         kind: entry.kind,
                         cookie: entry.ino,
-                        attr: entry.attr,
+                        attr,
                     });
                     if full {
                         return;
@@ -195,9 +201,8 @@ mod tests {
                 name: ino.to_string().into(),
                 ino,
                 kind: Kind::Directory,
-                attr: None,
             });
-            Directory::mutable(100, 1, entries.collect())
+            Directory::Mutable(100, sorted(entries.collect()), Box::new(|_| None))
         };
         let names = |directory: &Directory, after: u64| {
             let mut names = Vec::new();

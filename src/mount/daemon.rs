@@ -10,7 +10,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -22,9 +24,10 @@ use super::background::Supervisor;
 use super::control::{self, Control, SetLog, events, metrics};
 use super::fdstore::Store;
 use super::keeper::{Given, Orders};
+use super::touch::{self, this_program};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
 use super::{invalidate, mount_and_serve, resume, serve, service};
-use super::{stay, stay_kept, stay_stored, touch};
+use super::{stay, stay_kept, stay_stored};
 use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
@@ -79,7 +82,7 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
             let signals = listen(false)?;
             let mut started = start(plan, Origin::New).await?;
             let announce = started.announcement();
-            warm_up_elsewhere(started.mounted.dir(), announce);
+            warm_up_elsewhere(this_program(), started.mounted.dir(), WARM_UP, announce);
             started.stay(signals).await
         }
         Some(Supervisor::Starter(starter)) => {
@@ -123,7 +126,7 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
                 if let Err(error) = kept {
                     warn!(%error, "the service manager does not keep the mount");
                 }
-                warm_up_elsewhere(started.mounted.dir(), announce);
+                warm_up_elsewhere(this_program(), started.mounted.dir(), WARM_UP, announce);
             } else {
                 announce();
             }
@@ -239,7 +242,7 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     let (mounted, serving) = serving
         .await
         .unwrap_or_else(|lost| Err(MountError::io("a task", io::Error::other(lost))))?;
-    if let Err(error) = invalidate::spawn(touch::this_program, &mounted, requests) {
+    if let Err(error) = invalidate::spawn(this_program, &mounted, requests) {
         warn!(%error, "no helper for invalidation: symlinks that move are seen late");
     }
     if let Err(error) = touch::raise_readahead(mounted.id()) {
@@ -359,18 +362,28 @@ async fn end(tasks: Vec<JoinHandle<()>>) {
 
 /// Has another process teach the kernel what need not be asked: a thread of ours that waits in our
 /// own mount would survive `kill -9`. `done` is called when that process no longer uses the mount,
-/// so that whoever waits for what it says (a service manager, too) can also unmount.
-fn warm_up_elsewhere(dir: &Path, done: impl FnOnce() + Send + 'static) {
+/// so that whoever waits for what it says (a service manager, too) can also unmount. A mount that
+/// answers late is ready late; one that never answers is never ready, and whoever waits gives up.
+fn warm_up_elsewhere(
+    program: Command,
+    dir: &Path,
+    patience: Duration,
+    done: impl FnOnce() + Send + 'static,
+) {
     let dir = dir.to_owned();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = touch::warm_up_elsewhere(touch::this_program(), &dir, WARM_UP) {
+    let warming_up = move || {
+        if let Err(error) = touch::warm_up_elsewhere(program, &dir, patience) {
             warn!(%error, "the mount could not be warmed up; it works, with more requests");
-            if error.kind() == io::ErrorKind::TimedOut {
-                return;
-            }
         }
         done();
-    });
+    };
+    // Not a task of the runtime, whose end would wait for a mount that does not answer.
+    let started = thread::Builder::new()
+        .name("warm-up".to_owned())
+        .spawn(warming_up);
+    if let Err(error) = started {
+        warn!(%error, "nobody warms the mount up, or says that it is ready");
+    }
 }
 
 /// 512 blobs stay open, and 64 requests a source: the usual soft limit of 1024 is tight.
@@ -383,5 +396,39 @@ fn raise_descriptor_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
         debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Long enough on any machine.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_mount_is_announced_when_whoever_touched_it_is_gone_in_time_or_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let ended = dir.path().join("ended");
+        for (script, patience) in [
+            // It does what it should, fails, and does not end by itself.
+            ("touch \"$2/ended\"", PATIENCE),
+            ("touch \"$2/ended\"; exit 1", PATIENCE),
+            (
+                "touch \"$2/ended\"; exec sleep 1000",
+                Duration::from_secs(1),
+            ),
+        ] {
+            let (announce, announced) = mpsc::channel();
+            let mut program = Command::new("sh");
+            program.args(["-c", script, "sh"]);
+            warm_up_elsewhere(program, dir.path(), patience, move || {
+                announce.send(()).unwrap();
+            });
+            announced.recv_timeout(PATIENCE).unwrap();
+            std::fs::remove_file(&ended).unwrap();
+        }
     }
 }

@@ -175,7 +175,8 @@ pub fn this_program() -> Command {
 
 /// Has another process warm up the mount on `dir`: `program` is usually [`this_program`] and gets
 /// the arguments [`SUBCOMMAND`] and `dir`. Blocks until that process has ended; one that takes
-/// longer than `patience` is killed.
+/// longer than `patience` is killed, which ends it when what it waits for in the mount is answered.
+/// So whenever this returns, the mount has answered, or is gone.
 ///
 /// # Errors
 ///
@@ -200,9 +201,7 @@ pub fn warm_up_elsewhere(mut program: Command, dir: &Path, patience: Duration) -
         }
         if Instant::now() >= end {
             child.kill()?;
-            // Reaped in the background: a process that waits in the mount dies only when the
-            // daemon answers.
-            std::thread::spawn(move || child.wait());
+            child.wait()?;
             return Err(io::ErrorKind::TimedOut.into());
         }
         std::thread::sleep(Duration::from_millis(5));

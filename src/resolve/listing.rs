@@ -2,7 +2,9 @@
 //!
 //! Listings (namespaces, bundles of a namespace, versions of a bundle) live for [`LISTING_TTL`]. To
 //! what a source says is added what the cache holds; where no source answers, what was listed before
-//! stays listed, and is asked for again soon. A complete, fresh listing also answers for what is
+//! stays listed, and is asked for again soon. Where there is nobody to ask, the cache is looked through
+//! once in a while, not with every question. A listing that says what the one before it said *is* that
+//! one, so that whoever has made something of it can go on using it. A complete, fresh listing also answers for what is
 //! *not* in it, and probes (`probe.rs`) cost nothing without one, too.
 //!
 //! A valid namespace name is a directory unless the registry says that there is no such namespace.
@@ -22,7 +24,7 @@ use super::probe::is_probe;
 use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, lock, remember_absence};
 use crate::error::{Error, Result};
 use crate::manifest::State;
-use crate::reference::{BundleId, HostId, Namespace, Slug, Version};
+use crate::reference::{BundleId, HostId, Namespace, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Published, Source};
 
@@ -82,6 +84,8 @@ type NamespaceSet = Arc<BTreeSet<Namespace>>;
 pub(super) struct Listed {
     namespaces: Mutex<HashMap<Namespace, Remembered>>,
     flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
+    /// What is listed without asking, and until when it is not looked up again.
+    unasked: Mutex<HashMap<Namespace, (Arc<Listing>, Instant)>>,
     absent: Mutex<HashMap<Namespace, Instant>>,
     versions: Mutex<VersionLists>,
     /// The namespaces, and until when they count.
@@ -94,6 +98,7 @@ impl Default for Listed {
         Self {
             namespaces: Mutex::default(),
             flights: SingleFlight::default(),
+            unasked: Mutex::default(),
             absent: Mutex::default(),
             versions: Mutex::new(LruCache::unbounded()),
             root: Mutex::default(),
@@ -127,8 +132,8 @@ impl Resolver {
             || lock(&self.listed.root)
                 .as_ref()
                 .is_some_and(|(root, _)| root.contains(namespace))
-            || !cache.bundles(host, namespace).is_empty()
-            || self.settings.local_packs && !cache.bundles(&HostId::local(), namespace).is_empty();
+            || cache.holds(host, namespace)
+            || self.settings.local_packs && cache.holds(&HostId::local(), namespace);
         if is_known {
             return Some(Presence::Known);
         }
@@ -191,12 +196,36 @@ impl Resolver {
     /// The namespace's listing, if it is fresh or nobody can be asked.
     pub fn list_now(&self, namespace: &Namespace) -> Option<Arc<Listing>> {
         if let Some(locked) = self.locked.get() {
-            return Some(Arc::new(locked.listing(namespace)));
+            let listing = || locked.listing(namespace);
+            return Some(self.list_unasked(namespace, LISTING_TTL, listing));
         }
         if self.is_offline() {
-            return Some(Arc::new(self.cached_listing(namespace)));
+            let listing = || self.cached_listing(namespace);
+            return Some(self.list_unasked(namespace, ABSENCE_TTL, listing));
         }
         self.fresh_listing(namespace, true)
+    }
+
+    /// The listing that `look` finds; what it found less than `life` ago is still good.
+    fn list_unasked(
+        &self,
+        namespace: &Namespace,
+        life: Duration,
+        look: impl FnOnce() -> Listing,
+    ) -> Arc<Listing> {
+        let known = lock(&self.listed.unasked).get(namespace).cloned();
+        if let Some((listing, until)) = &known
+            && *until > Instant::now()
+        {
+            return Arc::clone(listing);
+        }
+        let before = known.map(|(listing, _)| listing);
+        let listing = same_or_new(before.as_ref(), look());
+        let now = Instant::now();
+        let mut unasked = lock(&self.listed.unasked);
+        unasked.retain(|_, (_, until)| *until > now);
+        unasked.insert(namespace.clone(), (Arc::clone(&listing), now + life));
+        listing
     }
 
     /// The namespace's listing as it was last seen, however long ago.
@@ -319,7 +348,6 @@ impl Resolver {
         listing: Listing,
         detailed: bool,
     ) -> Arc<Listing> {
-        let listing = Arc::new(listing);
         let life = if listing.complete {
             LISTING_TTL
         } else {
@@ -328,6 +356,7 @@ impl Resolver {
         let now = Instant::now();
         let mut namespaces = lock(&self.listed.namespaces);
         let old = namespaces.get(namespace);
+        let listing = same_or_new(old.map(|old| &old.listing), listing);
         // A listing with versions that arrived meanwhile knows more than one without.
         if !detailed && old.is_some_and(|old| old.detailed && old.expires > now) {
             return listing;
@@ -462,17 +491,14 @@ impl Resolver {
         }
         let mut bundles: BTreeMap<Slug, Vec<Version>> = BTreeMap::new();
         for host in &hosts {
-            for slug in cache.bundles(host, namespace) {
-                let bundle = BundleId {
-                    namespace: namespace.clone(),
-                    slug,
-                };
-                let versions = cache.versions_with_state(host, &bundle);
-                let published = versions
-                    .into_iter()
-                    .filter(|(_, state)| *state == State::Published)
-                    .map(|(version, _)| version);
-                bundles.entry(bundle.slug).or_default().extend(published);
+            for (bundle, versions) in cache.bundles_with_versions(host, namespace) {
+                let listed = bundles.entry(bundle.slug.clone()).or_default();
+                let ids = versions.into_iter().map(|version| VersionRef {
+                    bundle: bundle.clone(),
+                    version,
+                });
+                let published = ids.filter(|id| cache.state(host, id) == Some(State::Published));
+                listed.extend(published.map(|id| id.version));
             }
         }
         for versions in bundles.values_mut() {
@@ -487,15 +513,23 @@ impl Resolver {
 
     /// The namespaces that the root lists, if that is known and fresh.
     pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
+        if let Some((names, until)) = &*lock(&self.listed.root)
+            && *until > Instant::now()
+        {
+            return Some(Arc::clone(names));
+        }
         if let Some(locked) = self.locked.get() {
-            return Some(Arc::new(locked.namespaces()));
+            return Some(self.remember_root(locked.namespaces(), LISTING_TTL));
         }
-        if self.is_offline() {
-            return Some(Arc::new(self.cached_namespaces()));
-        }
-        let root = lock(&self.listed.root);
-        let (names, until) = root.as_ref()?;
-        (*until > Instant::now()).then(|| Arc::clone(names))
+        self.is_offline()
+            .then(|| self.remember_root(self.cached_namespaces(), ABSENCE_TTL))
+    }
+
+    fn remember_root(&self, names: BTreeSet<Namespace>, life: Duration) -> NamespaceSet {
+        let mut root = lock(&self.listed.root);
+        let names = same_or_new(root.as_ref().map(|(before, _)| before), names);
+        *root = Some((Arc::clone(&names), Instant::now() + life));
+        names
     }
 
     /// The namespaces that the root lists: configured, cached, confirmed in this session, and what
@@ -536,15 +570,12 @@ impl Resolver {
                 }
             }
         }
-        let mut root = lock(&self.listed.root);
-        if let Some((before, _)) = root.as_ref()
+        if let Some((before, _)) = &*lock(&self.listed.root)
             && life != LISTING_TTL
         {
             names.extend(before.iter().cloned());
         }
-        let names = Arc::new(names);
-        *root = Some((Arc::clone(&names), Instant::now() + life));
-        names
+        self.remember_root(names, life)
     }
 
     fn cached_namespaces(&self) -> BTreeSet<Namespace> {
@@ -558,5 +589,13 @@ impl Resolver {
         let confirmed = listed.iter().filter(|(_, listed)| listed.confirmed);
         names.extend(confirmed.map(|(namespace, _)| namespace.clone()));
         names
+    }
+}
+
+/// `old`, if `new` says the same.
+fn same_or_new<T: PartialEq>(old: Option<&Arc<T>>, new: T) -> Arc<T> {
+    match old {
+        Some(old) if **old == new => Arc::clone(old),
+        _ => Arc::new(new),
     }
 }

@@ -3,12 +3,16 @@
 //! The shared cache belongs to every Musher tool, any of which may empty it. Here, under the state
 //! directory, is what only this program knows: the digest of each version's table when it was first
 //! seen (a version that later answers differently raises the alarm), the salts of colliding inode
-//! tags, and the mutable names that inode numbers were given for, so that another process can go on
-//! serving the numbers that the kernel holds.
+//! tags, which versions their registry has removed, and the mutable names that inode numbers were given
+//! for, so that another process can go on serving the numbers that the kernel holds.
+//!
+//! Of names, only so many are remembered: whoever asks for ever new ranges of a bundle finds something
+//! behind each of them.
 //!
 //! One JSON line a fact, appended with a single `write(2)`, so that several processes can share a
 //! file; each reads what the others appended before it adds a fact of its own. A line that cannot be
-//! read is skipped. When most lines are repeats the file is written anew on opening.
+//! read is skipped. When most lines are repeats the file is written anew on opening, while the others
+//! wait: nobody appends to a file that is being replaced.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -25,6 +29,9 @@ use crate::digest::Digest;
 /// Longest line that is believed.
 const MAX_LINE: u64 = 16 * 1024;
 
+/// Most names that are remembered.
+pub const MOST_NAMES: usize = 65_536;
+
 /// One fact. Keys are opaque to the journal: `host/ns/slug@version` and `ns[/slug@selector]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +42,8 @@ enum Fact {
     Salt { version: String, salt: u32 },
     /// A mutable name that an inode number was given for.
     Name { name: String },
+    /// Whether the registry has removed a version that it had.
+    Removal { version: String, removed: bool },
 }
 
 #[derive(Default)]
@@ -42,6 +51,7 @@ struct Known {
     tables: HashMap<String, Digest>,
     salts: HashMap<String, u32>,
     names: HashSet<String>,
+    removed: HashSet<String>,
 }
 
 impl Known {
@@ -50,7 +60,8 @@ impl Known {
         match fact {
             Fact::Table { version, .. } => !self.tables.contains_key(version),
             Fact::Salt { version, salt } => self.salts.get(version) != Some(salt),
-            Fact::Name { name } => !self.names.contains(name),
+            Fact::Name { name } => self.names.len() < MOST_NAMES && !self.names.contains(name),
+            Fact::Removal { version, removed } => self.removed.contains(version) != *removed,
         }
     }
 
@@ -64,7 +75,16 @@ impl Known {
                 self.salts.insert(version, salt);
             }
             Fact::Name { name } => {
-                self.names.insert(name);
+                if self.names.len() < MOST_NAMES {
+                    self.names.insert(name);
+                }
+            }
+            Fact::Removal { version, removed } => {
+                if removed {
+                    self.removed.insert(version);
+                } else {
+                    self.removed.remove(&version);
+                }
             }
         }
     }
@@ -82,7 +102,11 @@ impl Known {
             .names
             .iter()
             .map(|name| Fact::Name { name: name.clone() });
-        tables.chain(salts).chain(names)
+        let removed = self.removed.iter().map(|version| Fact::Removal {
+            version: version.clone(),
+            removed: true,
+        });
+        tables.chain(salts).chain(names).chain(removed)
     }
 }
 
@@ -121,10 +145,12 @@ impl Journal {
                 inner.file = Some(file);
                 inner.path = path.to_owned();
                 let lines = inner.catch_up();
-                if lines > 2 * inner.known.facts().count() + 1000
-                    && let Err(error) = inner.rewrite()
-                {
-                    warn!(path = %path.display(), %error, "cannot compact the journal");
+                if lines > 2 * inner.known.facts().count() + 1000 {
+                    inner.hold(File::lock);
+                    if let Err(error) = inner.rewrite() {
+                        warn!(path = %path.display(), %error, "cannot compact the journal");
+                    }
+                    inner.release();
                 }
             }
             Err(error) => {
@@ -185,14 +211,34 @@ impl Journal {
         });
     }
 
-    /// Remembers that an inode number was given to `name`.
-    pub fn remember_name(&self, name: &str) {
+    /// Remembers that an inode number was given to `name`, if there is room; whether it is
+    /// remembered.
+    pub fn remember_name(&self, name: &str) -> bool {
         let mut inner = self.lock();
-        if !inner.known.names.contains(name) {
+        if !inner.known.names.contains(name) && inner.known.names.len() < MOST_NAMES {
             inner.add(Fact::Name {
                 name: name.to_owned(),
             });
         }
+        inner.known.names.contains(name)
+    }
+
+    /// Remembers whether the registry has removed `version`; whether that is news.
+    pub fn remember_removal(&self, version: &str, removed: bool) -> bool {
+        let mut inner = self.lock();
+        let is_news = inner.known.removed.contains(version) != removed;
+        if is_news {
+            inner.add(Fact::Removal {
+                version: version.to_owned(),
+                removed,
+            });
+        }
+        is_news
+    }
+
+    /// Whether the registry has removed `version`.
+    pub fn is_removed(&self, version: &str) -> bool {
+        self.lock().known.removed.contains(version)
     }
 
     /// All names that inode numbers were given to.
@@ -209,6 +255,36 @@ impl Journal {
 impl Inner {
     /// Appends `fact` if it is news, also to what other processes have appended meanwhile.
     fn add(&mut self, fact: Fact) {
+        self.hold(File::lock_shared);
+        self.append(fact);
+        self.release();
+    }
+
+    /// Locks the file that is there now: another process may just have replaced the one that is open.
+    /// A file that cannot be locked is used without.
+    fn hold(&mut self, lock: impl Fn(&File) -> io::Result<()>) {
+        loop {
+            let Some(file) = &self.file else { return };
+            let locked = lock(file).is_ok();
+            if !file.metadata().is_ok_and(|meta| meta.nlink() == 0) {
+                return;
+            }
+            self.file = Journal::open_file(&self.path).ok();
+            self.read_to = 0;
+            if !locked {
+                return;
+            }
+        }
+    }
+
+    fn release(&self) {
+        if let Some(file) = &self.file {
+            // The lock goes with the file, at the latest.
+            let _ = file.unlock();
+        }
+    }
+
+    fn append(&mut self, fact: Fact) {
         self.catch_up();
         if !self.known.is_news(&fact) {
             return;
@@ -232,11 +308,6 @@ impl Inner {
 
     /// Reads what was appended since the last time; returns the number of lines.
     fn catch_up(&mut self) -> usize {
-        let replaced = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
-        if self.file.as_ref().is_some_and(replaced) {
-            self.file = Journal::open_file(&self.path).ok();
-            self.read_to = 0;
-        }
         let Self {
             known,
             file,
@@ -270,8 +341,9 @@ impl Inner {
         }
     }
 
-    /// Replaces the file by one without repeats.
+    /// Replaces the file, which nobody else holds, by one without repeats.
     fn rewrite(&mut self) -> io::Result<()> {
+        self.catch_up();
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
         for fact in self.known.facts() {

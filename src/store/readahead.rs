@@ -7,6 +7,7 @@
 //! (`:pull`), that is asked for once instead; readers who come meanwhile wait for it.
 
 use std::collections::{HashMap, HashSet};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -157,47 +158,80 @@ impl Store {
                 let _ = over.send(true);
             }
         }
-        let Some(progress) = ahead.get_mut(manifest.id()) else {
-            return Plan::Nothing;
-        };
-        let mut room = self
-            .policy
-            .readahead
-            .saturating_sub(progress.unread.values().sum());
-        let mut chosen = Vec::new();
-        let last = manifest.len().saturating_sub(1);
-        let neighbours = (1..=MOST_LOOKED_AT)
-            .flat_map(|distance| [index.checked_add(distance), index.checked_sub(distance)])
-            .flatten()
-            .filter(|&file| (1..=last).contains(&file));
-        for file in neighbours {
-            if progress.in_flight >= MOST_IN_FLIGHT {
-                break;
-            }
-            let Some(entry) = manifest.entry(file).filter(Entry::is_file) else {
-                continue;
-            };
-            // What would never fit waits for its own reader.
-            if progress.seen.contains(&file) || entry.size() > self.policy.readahead {
-                continue;
-            }
-            if entry.size() > room {
-                break;
-            }
-            progress.seen.insert(file);
-            if self.is_cached(entry.digest()) {
-                continue;
-            }
-            room -= entry.size();
-            progress.unread.insert(file, entry.size());
-            progress.in_flight += 1;
-            chosen.push(file);
-        }
+        drop(ahead);
+        let chosen = self.choose_ahead(loaded, index);
         if chosen.is_empty() {
             Plan::Nothing
         } else {
             Plan::Fetch(chosen)
         }
+    }
+
+    /// Takes files around `index` that are not cached into the window, as far as there is room.
+    ///
+    /// Whether a file is cached costs a stat(2), and everybody who reads anything cold needs the lock:
+    /// so places are taken first, and those of files that turn out to be there are given back.
+    fn choose_ahead(&self, loaded: &Loaded, index: u32) -> Vec<u32> {
+        let last = loaded.manifest.len().saturating_sub(1);
+        let mut neighbours = (1..=MOST_LOOKED_AT)
+            .flat_map(|distance| [index.checked_add(distance), index.checked_sub(distance)])
+            .flatten()
+            .filter(|&file| (1..=last).contains(&file))
+            .peekable();
+        let mut chosen = Vec::new();
+        loop {
+            let taken = self.take_places(loaded, &mut neighbours);
+            let is_cached = |&file: &u32| {
+                let entry = loaded.manifest.entry(file);
+                entry.is_some_and(|entry| self.is_cached(entry.digest()))
+            };
+            let (cached, missing): (Vec<u32>, Vec<u32>) = taken.into_iter().partition(is_cached);
+            chosen.extend(missing);
+            if cached.is_empty() {
+                return chosen;
+            }
+            let mut ahead = lock(&self.ahead);
+            if let Some(progress) = ahead.get_mut(loaded.manifest.id()) {
+                progress.in_flight = progress.in_flight.saturating_sub(cached.len());
+                progress.unread.retain(|file, _| !cached.contains(file));
+            }
+        }
+    }
+
+    /// Takes the next of `neighbours` into the window until it is full.
+    fn take_places(
+        &self,
+        loaded: &Loaded,
+        neighbours: &mut Peekable<impl Iterator<Item = u32>>,
+    ) -> Vec<u32> {
+        let mut taken = Vec::new();
+        let mut ahead = lock(&self.ahead);
+        let Some(progress) = ahead.get_mut(loaded.manifest.id()) else {
+            return taken;
+        };
+        let unread = progress.unread.values().sum();
+        let mut room = self.policy.readahead.saturating_sub(unread);
+        while progress.in_flight < MOST_IN_FLIGHT
+            && let Some(&file) = neighbours.peek()
+        {
+            let entry = loaded.manifest.entry(file).filter(Entry::is_file);
+            let fits = |size| size <= self.policy.readahead;
+            // What would never fit waits for its own reader.
+            if let Some(size) = entry.map(|entry| entry.size()).filter(|&size| fits(size))
+                && !progress.seen.contains(&file)
+            {
+                if size > room {
+                    break;
+                }
+                room -= size;
+                progress.seen.insert(file);
+                progress.unread.insert(file, size);
+                progress.in_flight += 1;
+                taken.push(file);
+            }
+            neighbours.next();
+        }
+        taken
     }
 
     async fn fetch_ahead(self: Arc<Self>, loaded: &Arc<Loaded>, file: u32) {

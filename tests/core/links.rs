@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use musherfs::cache::REF_TTL;
 use musherfs::fs::inode::ROOT;
 use musherfs::fs::tree::{Attr, Kind, epoch};
-use musherfs::fs::{Fs, Invalidate};
+use musherfs::fs::{Fs, Invalidate, What};
 use musherfs::resolve::LISTING_TTL;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, advance};
@@ -47,8 +47,8 @@ async fn the_kernel_drops_the_old_target_before_the_new_one_is_answered() {
     advance(REF_TTL).await;
     let namespace = process.ino("acme").await;
     let lookup = look_up(&process, namespace, "kit");
-    let Invalidate { ino, done } = process.kernel.recv().await.unwrap();
-    assert_eq!(ino, before.ino);
+    let Invalidate { ino, what, done } = process.kernel.recv().await.unwrap();
+    assert_eq!((ino, what), (before.ino, What::Told));
     // The new target is in memory already: what the kernel reads anew from now on is right.
     assert_eq!(target(&process, ino).await, "kit@10.0.0");
     // Neither the one who found it out is answered, nor anybody who asks now.
@@ -164,7 +164,7 @@ async fn a_directory_that_lists_something_else_has_another_time_and_the_kernel_i
     let changed = mtime(answer(process.fs.getattr(ino)).await.unwrap());
     assert!(changed > epoch() && changed <= SystemTime::now());
     let told = process.kernel.try_recv().unwrap();
-    assert_eq!(told.ino, ino);
+    assert_eq!((told.ino, told.what), (ino, What::Told));
     assert!(told.done.is_none());
     // The root, too.
     let root = |process: &Process| process.fs.directory(ROOT);

@@ -249,3 +249,82 @@ async fn a_configured_namespace_is_there_whatever_the_registry_says() {
     assert_eq!(presence(&process, "mine").await, Presence::Known);
     assert!(process.list("mine").await.unwrap().is_empty());
 }
+
+/// Lists a directory as a kernel does: in pages of a hundred lines, with a stat now and then.
+async fn list_in_pages(process: &Process, ino: u64) -> Vec<String> {
+    let (mut names, mut after) = (Vec::new(), 0);
+    loop {
+        answer(process.fs.getattr(ino)).await.unwrap();
+        let directory = answer(process.fs.directory(ino)).await.unwrap();
+        let mut page = 0;
+        directory.list(after, |line| {
+            if page == 100 {
+                return true;
+            }
+            names.push(line.name.to_owned());
+            (page, after) = (page + 1, line.cookie);
+            false
+        });
+        if page == 0 {
+            return names;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn listing_thousands_of_bundles_looks_through_the_cache_once_not_once_a_page() {
+    const BUNDLES: usize = 3000;
+    let (machine, fake) = (Machine::new(), Fake::new("registry"));
+    let cache = machine.cache();
+    for n in 0..BUNDLES {
+        let id = format!("acme/kit-{n}@1.0.0");
+        fake.publish(&id, &[]);
+        cache_version(&cache, &id, Info::default(), &[], 0);
+    }
+    for sources in [&[][..], &[&fake]] {
+        let process = machine.process(sources);
+        let ino = process.ino("acme").await;
+        let before = process.cache.scans();
+        let mut names = list_in_pages(&process, ino).await;
+        assert_eq!(names.len(), 2 * BUNDLES + 2);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 2 * BUNDLES + 2, "each line once");
+        // One for what there is, one for where its bare name points (again for the line that no
+        // longer fits on a page), and a few for the namespace.
+        let scans = process.cache.scans() - before;
+        assert!(scans <= 2 * BUNDLES as u64 + 100, "{scans} scans");
+        // The kernel asks for the rest of a listing that it has begun; nothing is made anew.
+        let before = process.cache.scans();
+        for _ in 0..20 {
+            answer(process.fs.getattr(ino)).await.unwrap();
+            answer(process.fs.directory(ino)).await.unwrap();
+        }
+        assert_eq!(process.cache.scans(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_stays_the_same_is_not_made_again_and_one_that_changes_is() {
+    let (machine, fake) = (Machine::new(), registry());
+    let process = machine.process(&[&fake]);
+    let name = namespace("acme");
+    let first = process.resolver.list(&name, soon()).await.unwrap();
+    advance(LISTING_TTL).await;
+    let same = process.resolver.list(&name, soon()).await.unwrap();
+    assert_eq!(fake.count("bundles"), 2);
+    assert!(Arc::ptr_eq(&first, &same));
+    // Offline, what another program adds to the cache is seen a moment later.
+    let machine = Machine::new();
+    cache_version(&machine.cache(), "acme/kit@1.0.0", Info::default(), &[], 0);
+    let offline = machine.process(&[]);
+    let first = offline.resolver.list(&name, soon()).await.unwrap();
+    cache_version(&machine.cache(), "acme/kit@2.0.0", Info::default(), &[], 0);
+    let meanwhile = offline.resolver.list(&name, soon()).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &meanwhile));
+    advance(ABSENCE_TTL).await;
+    assert_eq!(
+        offline.list("acme").await.unwrap(),
+        ["kit", "kit@1.0.0", "kit@2.0.0"]
+    );
+}

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use musherfs::fs::inode::{PROBE, ROOT};
+use musherfs::fs::inode::{MOST_PASSING, PROBE, ROOT};
 use musherfs::fs::tree::{Directory, FOREVER, Kind, epoch};
-use musherfs::fs::{Found, PROBE_TEXT};
+use musherfs::fs::{Found, PROBE_TEXT, What};
 use musherfs::manifest::{Info, State};
 use musherfs::store::Policy;
 
@@ -231,7 +231,7 @@ async fn after_a_failed_read_the_kernel_may_read_ahead_again() {
     let error = read(&process, ino).await.unwrap_err();
     assert!(error.is_outage(), "{error}");
     let told = process.kernel.try_recv().unwrap();
-    assert_eq!(told.ino, ino);
+    assert_eq!((told.ino, told.what), (ino, What::Pages));
     assert!(told.done.is_none());
 }
 
@@ -304,4 +304,48 @@ async fn whoever_holds_a_yanked_version_keeps_it_under_any_policy() {
     assert_eq!(read(&denying, ino).await.unwrap(), "# Kit\n");
     let state = denying.fs.get_xattr(ino, "user.musher.state").unwrap();
     assert_eq!(state.as_deref(), Some("yanked"));
+}
+
+/// Looks a guessed namespace up as the kernel does, which may or may not keep its inode.
+async fn guess(process: &Process, n: usize, keep: bool) -> u64 {
+    let ino = process.ino(&format!("guess-{n}")).await;
+    process.fs.entered(ino);
+    if !keep {
+        process.fs.forget(ino, 1);
+    }
+    ino
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_are_only_guessed_leave_nothing_behind() {
+    let (machine, fake) = (Machine::new(), registry());
+    fake.break_calls("", Fault::Fail(unreachable()));
+    let mut process = machine.process(&[&fake]);
+    let held = guess(&process, 0, true).await;
+    let gone = guess(&process, 1, false).await;
+    for n in 2..MOST_PASSING + 100 {
+        guess(&process, n, false).await;
+    }
+    // Whoever stands in it goes on standing in it.
+    assert!(answer(process.fs.getattr(held)).await.is_ok());
+    assert_eq!(process.fs.path_of(held).as_deref(), Some("/guess-0"));
+    let told = process.kernel.try_recv().unwrap();
+    assert_eq!((told.ino, told.what), (held, What::Inode));
+    // Of the others, the oldest are forgotten, and are the same when they are found again.
+    assert!(answer(process.fs.getattr(gone)).await.is_err());
+    assert_eq!(guess(&process, 1, false).await, gone);
+    let journal = machine.dir.path().join("state/journal.jsonl");
+    let lines = || std::fs::read_to_string(&journal).unwrap().lines().count();
+    assert_eq!(lines(), 0, "nothing real was found");
+    // What something real is found in lasts.
+    fake.heal();
+    tokio::time::advance(musherfs::resolve::LISTING_TTL).await;
+    let acme = process.ino("acme").await;
+    process.ino("acme/kit").await;
+    for n in 0..MOST_PASSING + 100 {
+        fake.break_calls("", Fault::Fail(unreachable()));
+        guess(&process, n, false).await;
+    }
+    assert_eq!(process.fs.path_of(acme).as_deref(), Some("/acme"));
+    assert_eq!(lines(), 3, "a namespace, a link and a version");
 }
