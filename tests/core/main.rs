@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+mod breaker;
 mod content;
 mod fake;
 mod links;
@@ -10,6 +11,7 @@ mod listings;
 mod manifests;
 mod readahead;
 mod refs;
+mod single_flight;
 mod tree;
 
 use std::path::PathBuf;
