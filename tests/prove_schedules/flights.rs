@@ -32,12 +32,15 @@ impl Work {
 /// Asks, and says what is wrong with the answer.
 async fn ask(flights: Arc<SingleFlight<u8, usize>>, work: Arc<Work>) {
     let work_again = Arc::clone(&work);
+    let mut seen = None;
     for _ in 0..2 {
         let over = work.ended.load(SeqCst);
         let work = Arc::clone(&work_again);
         let number = flights.run(1, || work.run()).await.unwrap();
         // The last of those that were over may not have left the map yet: its result was not out.
         assert!(number + 1 >= over, "an answer from before the question");
+        assert!(Some(number) > seen, "an answer that was seen is given again");
+        seen = Some(number);
     }
 }
 
