@@ -153,16 +153,9 @@ impl Model {
         let mut meaning = Meaning::default();
         match (link_of(name), name) {
             (Some(link), _) => self.link(world, bundle, link, &mut meaning),
-            (None, Name::Version(version)) => {
-                if version < world.bundles[bundle].versions.len() {
-                    meaning.versions.insert(version);
-                    if !self.manifests.contains(&(bundle, version)) {
-                        meaning.errors.clone_from(&self.lookup_errors);
-                    }
-                } else {
-                    meaning.absent = true;
-                    meaning.errors.clone_from(&self.lookup_errors);
-                }
+            (None, Name::Version(version)) if version < world.bundles[bundle].versions.len() => {
+                meaning.versions.insert(version);
+                meaning.errors = self.manifest_errors(bundle, version);
             }
             _ => {
                 meaning.absent = true;
