@@ -11,7 +11,7 @@ pub use std::sync::atomic;
 pub use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use tokio::spawn;
 pub use tokio::sync::watch;
-pub use tokio::time::Instant;
+pub use tokio::time::{Instant, sleep};
 
 /// Waits for the lock of a file that other processes lock, too.
 ///

@@ -5,12 +5,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+#[path = "support/prove.rs"]
+#[allow(dead_code)]
+mod prove;
 #[path = "fuzz/targets.rs"]
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use prove::{Proof, Random};
 
 /// The inputs of a target, each with its file's name.
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -46,31 +51,13 @@ fn every_input_that_was_interesting_is_read_without_a_panic() {
     }
 }
 
-/// A sequence that is as good as random, and the same for the same seed.
-struct Sequence(u64);
-
-impl Sequence {
-    fn next(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-}
-
 /// `input` with a few things changed as a careless or hostile writer would.
-fn distort(sequence: &mut Sequence, input: &[u8], other: &[u8]) -> Vec<u8> {
+fn distort(random: &mut Random, input: &[u8], other: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();
-    for _ in 0..=sequence.below(3) {
-        let at = sequence.below(bytes.len() + 1);
-        let to = (at + sequence.below(16)).min(bytes.len());
-        match sequence.below(6) {
+    for _ in 0..=random.index(3) {
+        let at = random.index(bytes.len() + 1);
+        let to = (at + random.index(16)).min(bytes.len());
+        match random.index(6) {
             0 => bytes.truncate(at),
             1 => drop(bytes.drain(at..to)),
             2 => {
@@ -78,16 +65,16 @@ fn distort(sequence: &mut Sequence, input: &[u8], other: &[u8]) -> Vec<u8> {
                 bytes.splice(at..at, again);
             }
             3 => {
-                let byte = b"\0\"\\{}[],:/.@-9\xff\n%~"[sequence.below(18)];
+                let byte = b"\0\"\\{}[],:/.@-9\xff\n%~"[random.index(18)];
                 bytes.insert(at, byte);
             }
             4 => {
-                let from = sequence.below(other.len() + 1);
+                let from = random.index(other.len() + 1);
                 bytes.splice(at.., other[from..].iter().copied());
             }
             _ => {
                 if let Some(byte) = bytes.get_mut(at) {
-                    *byte ^= 1 << sequence.below(8);
+                    *byte ^= 1 << random.index(8);
                 }
             }
         }
@@ -97,19 +84,24 @@ fn distort(sequence: &mut Sequence, input: &[u8], other: &[u8]) -> Vec<u8> {
 
 #[test]
 fn inputs_made_of_interesting_ones_are_read_without_a_panic() {
-    let seed = std::env::var("MUSHERFS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let proof = Proof::start(
+        "nothing that strangers write makes a reader panic",
+        "inputs that were interesting to a fuzzer, and distortions of them",
+    );
+    let mut random = proof.random();
+    let mut numbers = serde_json::Map::new();
     for (target, function) in targets::TARGETS {
-        let mut sequence = Sequence(seed);
         let inputs = corpus(target);
         let end = Instant::now() + Duration::from_millis(500);
         let mut tried = 0;
         while Instant::now() < end {
-            let (_, input) = &inputs[sequence.below(inputs.len())];
-            let (_, other) = &inputs[sequence.below(inputs.len())];
-            let input = distort(&mut sequence, input, other);
-            run(target, function, &format!("seed {seed}"), &input);
+            let (_, input) = &inputs[random.index(inputs.len())];
+            let (_, other) = &inputs[random.index(inputs.len())];
+            let input = distort(&mut random, input, other);
+            run(target, function, &format!("seed {}", proof.seed), &input);
             tried += 1;
         }
-        eprintln!("{target}: {tried} inputs, seed {seed}");
+        numbers.insert(target.to_owned(), tried.into());
     }
+    proof.held(numbers.into());
 }

@@ -229,7 +229,10 @@ fn what_a_daemon_takes_stays_the_same() {
         );
         assert!(threads <= 4.0, "{threads:.0} threads more: {samples:?}");
     } else {
-        assert!(last.kib < 512.0 * 1024.0 && last.descriptors < 1024 && last.threads < 600);
+        // Still warming up: only what is far off can be seen.
+        assert!(kib < 64.0 * 1024.0, "{kib:.0} KiB more: {samples:?}");
+        assert!(descriptors < 256.0, "{descriptors:.0} descriptors more");
+        assert!(threads < 32.0, "{threads:.0} threads more");
     }
     mount.unmount();
     proof.held(json!({

@@ -52,6 +52,11 @@ PARTS = (
     Part("publish", "killed at any system call, nothing bad is in the cache", tests=("prove_publish",)),
     Part("damage", "no damage to the cache is ever served, and it heals", tests=("prove_damage",)),
     Part("many", "many processes and users share caches", tests=("prove_many",)),
+    Part("schedules", "what meets in memory and in locked files, in thousands of orders", tests=("prove_schedules",)),
+    Part("network", "every fault of the network meets every operation", tests=("prove_network",)),
+    Part("fuzz", "whatever strangers write is read without a panic", command=("python3", "scripts/prove.d/fuzz.py")),
+    Part("soak", "what a daemon takes of the machine stays the same", tests=("prove_soak",)),
+    Part("systemd", "the shipped unit under a real systemd", tests=("prove_systemd",)),
 )
 
 

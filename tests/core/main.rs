@@ -8,6 +8,7 @@ mod content;
 mod fake;
 mod links;
 mod listings;
+mod locks;
 mod manifests;
 mod readahead;
 mod refs;

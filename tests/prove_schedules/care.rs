@@ -33,13 +33,17 @@ const BLOB: u64 = 8192;
 /// Three blobs have room, and not four.
 const MAX: u64 = 3 * BLOB + 4096;
 
-struct Machine(tempfile::TempDir);
+pub(crate) struct Machine(tempfile::TempDir);
 
 impl Machine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let memory = memory.is_dir().then(|| tempfile::tempdir_in(memory));
         Self(memory.unwrap_or_else(tempfile::tempdir).unwrap())
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.path().join("state")
     }
 
     fn root(&self) -> PathBuf {
@@ -48,7 +52,7 @@ impl Machine {
 
     /// A process with a limit on the cache.
     fn process(&self) -> Quota {
-        let (state, root) = (self.0.path().join("state"), self.root());
+        let (state, root) = (self.state(), self.root());
         Quota::new(&state, &root, MAX, Arc::new(Recency::new(&state, &root)))
     }
 
@@ -60,7 +64,7 @@ impl Machine {
     }
 
     fn ledger(&self) -> u64 {
-        let bytes = std::fs::read(self.0.path().join("state/quota/ledger")).unwrap();
+        let bytes = std::fs::read(self.state().join("quota/ledger")).unwrap();
         u64::from_le_bytes(bytes.try_into().unwrap())
     }
 

@@ -39,7 +39,10 @@ async fn ask(flights: Arc<SingleFlight<u8, usize>>, work: Arc<Work>) {
         let number = flights.run(1, || work.run()).await.unwrap();
         // The last of those that were over may not have left the map yet: its result was not out.
         assert!(number + 1 >= over, "an answer from before the question");
-        assert!(Some(number) > seen, "an answer that was seen is given again");
+        assert!(
+            Some(number) > seen,
+            "an answer that was seen is given again"
+        );
         seen = Some(number);
     }
 }

@@ -1,5 +1,6 @@
 //! What meets in memory and in locked files, in thousands of orders that a real machine would show
-//! once a year: `single_flight`, the circuit breaker and the reservations of the quota.
+//! once a year: `single_flight`, the locks that do the same between processes, the circuit breaker
+//! and the reservations of the quota.
 //!
 //! It is the program's own code: the files below `src/` are compiled a second time here, where
 //! `crate::sync` is not the standard library's but [shuttle's](https://docs.rs/shuttle). There is
@@ -10,6 +11,7 @@
 
 mod care;
 mod flights;
+mod locks;
 #[path = "../support/prove.rs"]
 #[allow(dead_code)]
 mod prove;

@@ -4,8 +4,8 @@
 #[allow(dead_code, unreachable_pub)]
 mod breaker;
 
-// What it imports from its parent.
-use musherfs::source::{Deadline, Published, Sink, Source};
+// What it imports from its parent, and others from here.
+pub(crate) use musherfs::source::{Deadline, Published, Sink, Source};
 
 use std::sync::Arc;
 use std::time::Duration;
