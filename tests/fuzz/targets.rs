@@ -35,8 +35,11 @@ use musherfs::source::oci::reference::{Endpoint, Repository, StateTag, tag_of, v
 use musherfs::store::journal::Journal;
 use musherfs::store::{self, Policy, Store};
 
-/// All of them, by name: those of `corpus/`, and of the fuzzer's programs.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+/// What is done to an input, and the name of its corpus and of the fuzzer's program.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 10] = [
     ("references", references),
     ("paths", paths),
     ("manifests", manifests),

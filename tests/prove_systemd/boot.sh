@@ -81,6 +81,7 @@ Wants=scenario.service
 UNIT
 
 pivot_root . old
+# shellcheck disable=SC2016
 exec chroot . /bin/sh -c 'rmdir "/old$1"; umount -l /old
     exec env -i container=musherfs-prove PATH=/usr/sbin:/usr/bin \
         /usr/lib/systemd/systemd --system --unit=prove.target --log-target=console --show-status=no' sh "$root"
