@@ -11,7 +11,7 @@
 //!
 //! | row | modules |
 //! |---|---|
-//! | 1 | [`digest`], [`single_flight`], [`metrics`] |
+//! | 1 | [`sync`], then [`digest`], [`single_flight`], [`metrics`] |
 //! | 2 | [`mod@reference`] |
 //! | 3 | [`manifest`] |
 //! | 4 | [`error`] |
@@ -49,3 +49,4 @@ pub mod resolve;
 pub mod single_flight;
 pub mod source;
 pub mod store;
+pub mod sync;

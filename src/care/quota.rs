@@ -23,7 +23,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use tracing::{debug, warn};
@@ -34,6 +34,7 @@ use super::{key_of, private_file};
 use crate::cache::{BlobFile, Cache, Gate};
 use crate::digest::Digest;
 use crate::reference::HostId;
+use crate::sync::{self, Mutex, MutexGuard, PoisonError};
 
 /// What is evicted down to, and from where on between times, in hundredths of the limit.
 const LOW: u64 = 80;
@@ -76,7 +77,7 @@ impl std::fmt::Debug for Quota {
 /// What the cache takes, locked against everybody who might change it.
 enum Ledger<'a> {
     Shared(File),
-    Alone(std::sync::MutexGuard<'a, Option<u64>>),
+    Alone(MutexGuard<'a, Option<u64>>),
 }
 
 impl Ledger<'_> {
@@ -128,7 +129,7 @@ impl Quota {
 
     fn lock(&self) -> Ledger<'_> {
         let attempt = private_file(&self.ledger, OpenOptions::new().read(true).write(true))
-            .and_then(|file| file.lock().map(|()| file));
+            .and_then(|file| sync::lock(&file).map(|()| file));
         match attempt {
             Ok(file) => Ledger::Shared(file),
             Err(error) => {
@@ -145,6 +146,7 @@ impl Quota {
     pub fn settle(&self) -> u64 {
         let mut ledger = self.lock();
         let mut used = self.cache.allocated();
+        sync::between();
         if used > self.max / 100 * HIGH || self.lacks(0) > 0 {
             used = self.evict(used, self.low());
         }
@@ -249,6 +251,7 @@ impl Gate for Quota {
         }
         let mut ledger = self.lock();
         let mut used = ledger.read().unwrap_or_else(|| self.cache.allocated());
+        sync::between();
         let fits = |used: u64| used.saturating_add(bytes) <= self.max && self.lacks(bytes) == 0;
         if !fits(used) {
             used = self.cache.allocated();
@@ -264,6 +267,7 @@ impl Gate for Quota {
         }
         // Before the file is there: killed in between, the ledger says too much, never too little.
         ledger.write(used + bytes)?;
+        sync::between();
         grow()
     }
 }

@@ -13,18 +13,18 @@
 //! ([`Guarded::strict`]), wrong bytes and answers without sense are outages too. Each change of state
 //! is logged once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Deadline, Published, Sink, Source};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
+use crate::sync::{Instant, Mutex, MutexGuard, PoisonError};
 
 /// How long a source is left alone after its first outage; doubles with each failed probe.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -275,6 +275,3 @@ impl Source for Guarded {
         self.guard(self.source.namespaces(deadline)).await
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -16,6 +16,7 @@ use tracing::warn;
 
 use crate::digest::Digest;
 use crate::source::Deadline;
+use crate::sync::{between, sleep};
 
 /// First and longest pause between two attempts at a lock that somebody holds.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(64));
@@ -38,6 +39,7 @@ impl Drop for Held {
         // Removed while still held: whoever opened the file before finds that it has no name any
         // more (see `attempt`) and starts over.
         let _ = fs::remove_file(&self.path);
+        between();
         let _ = self.file.unlock();
     }
 }
@@ -66,7 +68,7 @@ impl Locks {
             match attempt(&path) {
                 Ok(Some(held)) => return Some(held),
                 Ok(None) if deadline.is_over() => return None,
-                Ok(None) => tokio::time::sleep(pause.min(deadline.remaining())).await,
+                Ok(None) => sleep(pause.min(deadline.remaining())).await,
                 Err(error) => {
                     self.complained.call_once(|| {
                         warn!(path = %dir.display(), %error, "cannot lock; other processes may fetch the same blobs");
@@ -100,7 +102,10 @@ fn attempt(path: &Path) -> io::Result<Option<Held>> {
         }
         _ => Err(error),
     })?;
-    match file.try_lock() {
+    between();
+    let locked = file.try_lock();
+    between();
+    match locked {
         // Its last holder removed it between our open and our lock.
         Ok(()) if file.metadata()?.nlink() == 0 => Ok(None),
         Ok(()) => Ok(Some(Held {
@@ -109,36 +114,5 @@ fn attempt(path: &Path) -> io::Result<Option<Held>> {
         })),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lock_excludes_and_leaves_nothing_behind() {
-        let state = tempfile::tempdir().unwrap();
-        let cache = tempfile::tempdir().unwrap();
-        let locks = Locks::new(Some(state.path()), cache.path());
-        let same = Locks::new(Some(state.path()), cache.path());
-        let digest = Digest::of(b"x");
-        let soon = || Deadline::after(Duration::from_millis(50));
-        let held = locks.acquire(digest, soon()).await.unwrap();
-        assert!(same.acquire(digest, soon()).await.is_none());
-        assert!(same.acquire(Digest::of(b"y"), soon()).await.is_some());
-        drop(held);
-        assert!(same.acquire(digest, soon()).await.is_some());
-        let dir = locks.dir.unwrap();
-        assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
-    }
-
-    #[tokio::test]
-    async fn without_a_usable_directory_there_is_no_lock_and_no_error() {
-        let deadline = Deadline::after(Duration::from_secs(5));
-        let locks = Locks::new(None, Path::new("/nowhere"));
-        assert!(locks.acquire(Digest::of(b"x"), deadline).await.is_none());
-        let locks = Locks::new(Some(Path::new("/proc/nowhere")), Path::new("/nowhere"));
-        assert!(locks.acquire(Digest::of(b"x"), deadline).await.is_none());
     }
 }

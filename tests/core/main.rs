@@ -3,13 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+mod breaker;
 mod content;
 mod fake;
 mod links;
 mod listings;
+mod locks;
 mod manifests;
 mod readahead;
 mod refs;
+mod single_flight;
 mod tree;
 
 use std::path::PathBuf;

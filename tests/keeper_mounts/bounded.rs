@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
 
-use crate::house::{House, can_mount};
+use crate::keeper_harness::house::{House, can_mount};
 use crate::support::registry::RouteKind;
 
 const STUCK: usize = 500;

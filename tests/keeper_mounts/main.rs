@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod bounded;
-mod house;
+#[path = "../keeper_harness/mod.rs"]
+mod keeper_harness;
 mod manager;
-mod readers;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -13,19 +13,19 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use musherfs::mount::keeper::{self, Invocation, Plan, Timing};
 use musherfs::mount::{MountOptions, background};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
-use house::{
+use keeper_harness::house::{
     DEADLINE, House, PROGRAM, await_end, await_some, can_mount, inode, kill, private_memory,
     publish,
 };
+use keeper_harness::readers::{finish_all, start_many};
 use manager::Manager;
-use readers::{finish_all, start_many};
 use support::registry::RouteKind;
 
 /// Reads everything that readers will, so that they meet a warm cache.
@@ -48,71 +48,6 @@ fn seed() -> u64 {
     });
     eprintln!("MUSHERFS_TEST_SEED={seed}");
     seed
-}
-
-/// How long the tests with load go on; longer by hand.
-fn seconds(default: u64) -> Duration {
-    let given = std::env::var("MUSHERFS_CRASH_SECONDS").ok();
-    Duration::from_secs(given.and_then(|text| text.parse().ok()).unwrap_or(default))
-}
-
-#[test]
-fn killing_the_daemon_again_and_again_costs_readers_a_pause_and_nothing_else() {
-    if !can_mount() {
-        return;
-    }
-    let house = House::new();
-    house.mount();
-    let seed = seed();
-    let mut random = seed | 1;
-    // Not warmed up: downloads are interrupted too.
-    let readers = start_many(&house, 32, seed);
-    let end = Instant::now() + seconds(20);
-    let mut kills = 0_u32;
-    while Instant::now() < end {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_millis(random % 900));
-        // It may have been dead already.
-        let killed = rustix::process::kill_process(house::pid(house.daemon()), Signal::KILL);
-        kills += u32::from(killed.is_ok());
-    }
-    let seen = finish_all(readers);
-    let kept = house.kept();
-    eprintln!(
-        "{kills} kills, {} operations, the slowest {} ms, {} above 500 ms",
-        seen.operations, seen.slowest, seen.slow
-    );
-    assert!(kills > 10, "{kills}");
-    // Some were dead already.
-    assert!(kept.restarts > 10 && kept.restarts <= u64::from(kills));
-    assert!(seen.operations > 1000);
-}
-
-#[test]
-fn upgrades_in_a_row_under_load_lose_nothing() {
-    if !can_mount() {
-        return;
-    }
-    let house = House::new();
-    house.mount();
-    let readers = start_many(&house, 16, seed());
-    let mut former = house.daemon();
-    for _ in 0..10 {
-        let output = house.run(["upgrade", house.dir.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        let now = house.daemon();
-        assert_ne!(now, former);
-        await_end(former);
-        former = now;
-    }
-    let seen = finish_all(readers);
-    eprintln!(
-        "{} operations, the slowest {} ms",
-        seen.operations, seen.slowest
-    );
-    assert_eq!(house.kept().restarts, 0);
 }
 
 #[test]
@@ -393,7 +328,7 @@ fn a_plain_users_mount_outlives_its_daemon_too() {
     }
     let house = House::new();
     let base = tempfile::tempdir().unwrap();
-    let (file, bytes) = (house::file_name(1), house.file(1).1);
+    let (file, bytes) = (keeper_harness::house::file_name(1), house.file(1).1);
     fs::write(base.path().join("expected"), bytes).unwrap();
     // In a mount namespace of its own, so that the machine's /dev/fuse keeps its mode, and
     // everything mounted here goes with the processes.

@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Signal;
 
-use crate::house::{DEADLINE, House, PROGRAM, await_some, kill};
+use crate::keeper_harness::house::{DEADLINE, House, PROGRAM, await_some, kill};
 
 const UNIT: &str = "musherfs-test.service";
 

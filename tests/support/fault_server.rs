@@ -41,6 +41,9 @@ enum Manner {
     Proper,
     /// Announces the whole body, sends only so many bytes of it.
     Truncated(usize),
+    /// Announces the whole body, sends only so many bytes of it and then nothing, until the client
+    /// hangs up.
+    Stall(usize),
     /// Sends the body in pieces of this many bytes, with this pause before each.
     Trickle(usize, Duration),
     /// The body, chunked, again and again, until the client hangs up.
@@ -128,9 +131,25 @@ impl Reply {
         self.manner(Manner::Truncated(sent))
     }
 
+    /// Announces the whole body, sends its first `sent` bytes, and leaves the client waiting.
+    pub fn stalled(self, sent: usize) -> Self {
+        self.manner(Manner::Stall(sent))
+    }
+
     /// Sends `piece` bytes at a time, each after a pause.
     pub fn trickle(self, piece: usize, pause: Duration) -> Self {
         self.manner(Manner::Trickle(piece, pause))
+    }
+
+    /// The body that is announced.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Changes the body at will.
+    pub fn with_body(mut self, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        change(&mut self.body);
+        self
     }
 
     fn manner(mut self, manner: Manner) -> Self {
@@ -284,6 +303,30 @@ impl Drop for FaultServer {
     }
 }
 
+/// A certificate authority of its own, in PEM, and a server on loopback that it vouches for.
+pub fn authority() -> (String, Arc<rustls::ServerConfig>) {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names)
+        .unwrap()
+        .signed_by(&key, &ca)
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    (ca.pem(), Arc::new(config))
+}
+
 fn serve(
     stream: impl Read + Write,
     socket: &TcpStream,
@@ -371,6 +414,13 @@ fn write_reply(
     stream.flush()?;
     match &reply.manner {
         Manner::Truncated(sent) => stream.write_all(&reply.body[..*sent])?,
+        Manner::Stall(sent) => {
+            stream.write_all(&reply.body[..*sent])?;
+            stream.flush()?;
+            let mut byte = [0; 512];
+            while stream.read(&mut byte)? > 0 {}
+            return Ok(());
+        }
         Manner::Trickle(piece, pause) => {
             for piece in reply.body.chunks(*piece) {
                 std::thread::sleep(*pause);

@@ -4,4 +4,5 @@
 pub(crate) mod fault_server;
 pub(crate) mod fuse;
 pub(crate) mod mount;
+pub(crate) mod prove;
 pub(crate) mod registry;

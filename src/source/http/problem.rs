@@ -61,7 +61,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Prefers `detail`, then `title`, then the status line; other bodies follow the status line.
-pub(super) fn summary(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> String {
+pub fn summary(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> String {
     let media_type = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())

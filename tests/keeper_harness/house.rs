@@ -98,6 +98,11 @@ impl House {
         let registry = TestRegistry::start();
         publish(&registry, "1.0.0");
         publish(&registry, "1.1.0");
+        Self::of(registry)
+    }
+
+    /// One of this registry.
+    pub(crate) fn of(registry: TestRegistry) -> Self {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().canonicalize().unwrap().join("mnt");
         Self {

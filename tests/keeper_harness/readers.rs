@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::Advice;
 use serde::{Deserialize, Serialize};
 
-use crate::house::{DEADLINE, FILES, House, content, file_name};
+use super::house::{DEADLINE, FILES, House, content, file_name};
+use crate::support::fuse::skip;
 
 pub(crate) const ROLE: &str = "MUSHERFS_TEST_READER";
 const ENTRY: [&str; 5] = [
     "--ignored",
     "--exact",
-    "readers::process_entry",
+    "keeper_harness::readers::process_entry",
     "--nocapture",
     "--test-threads=1",
 ];
@@ -64,6 +65,27 @@ impl Reader {
             ])
             .args([root, scratch])
             .arg(std::env::current_exe().unwrap())
+            .args(ENTRY);
+        Self::spawn(&mut command, root, seed)
+    }
+
+    /// Reads a bind mount of `root` inside a container that has nothing else of this machine but
+    /// its programs' libraries.
+    pub(crate) fn start_in_container(root: &Path, seed: u64) -> Self {
+        let mut command = Command::new("bwrap");
+        command
+            .args(["--unshare-all", "--die-with-parent", "--proc", "/proc"])
+            .args(["--dev", "/dev", "--tmpfs", "/tmp"]);
+        for libraries in ["/usr", "/lib", "/lib64"] {
+            command.args(["--ro-bind-try", libraries, libraries]);
+        }
+        command
+            .arg("--ro-bind")
+            .arg(std::env::current_exe().unwrap())
+            .arg("/reader")
+            .arg("--bind")
+            .args([root, Path::new("/bundles")])
+            .args(["--setenv", ROLE, "/bundles", "/reader"])
             .args(ENTRY);
         Self::spawn(&mut command, root, seed)
     }
@@ -117,17 +139,32 @@ impl Drop for Reader {
 
 /// As many readers as asked for, some of them elsewhere.
 pub(crate) fn start_many(house: &House, many: u64, seed: u64) -> Vec<Reader> {
+    let has_containers = has_containers();
     (0..many)
         .map(|number| {
             let seed = seed.wrapping_mul(1000).wrapping_add(number);
-            if number % 8 == 0 {
-                let scratch = house.home.path().join(format!("bound-{number}"));
-                Reader::start_in_namespace(&house.dir, seed, &scratch)
-            } else {
-                Reader::start(&house.dir, seed)
+            match number % 8 {
+                0 => {
+                    let scratch = house.home.path().join(format!("bound-{number}"));
+                    Reader::start_in_namespace(&house.dir, seed, &scratch)
+                }
+                4 if has_containers => Reader::start_in_container(&house.dir, seed),
+                _ => Reader::start(&house.dir, seed),
             }
         })
         .collect()
+}
+
+/// Whether containers can be made; says so if not.
+fn has_containers() -> bool {
+    let made = Command::new("bwrap")
+        .args(["--unshare-all", "--ro-bind", "/", "/", "true"])
+        .status()
+        .is_ok_and(|status| status.success());
+    if !made {
+        skip("readers in containers: bwrap cannot make one");
+    }
+    made
 }
 
 /// Ends all and fails if any has seen what it should not.

@@ -1,9 +1,18 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! A source that is down is left alone. In every order: `tests/prove_schedules`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use musherfs::error::{Error, Result};
+use musherfs::manifest::{Document, Entry, Manifest};
+use musherfs::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
+use musherfs::source::breaker::{BreakerState, FIRST_PAUSE, Guarded};
+use musherfs::source::{Deadline, Published, Sink, Source};
 use tokio::sync::Notify;
 use tokio::time::advance;
-
-use super::*;
 
 /// Answers every question about versions with what the test put there.
 struct Scripted {

@@ -1,0 +1,198 @@
+"""Runs the parts of the proof and keeps their results.
+
+Every part is a program of tests (tests/prove_*), or another command. It is told by the environment
+
+    MUSHERFS_PROVE          short or long
+    MUSHERFS_SEED           what random choices derive from
+    MUSHERFS_PROVE_RESULTS  a directory; each test puts one file NAME.json into it, of one line:
+                            {promise, how, numbers, verdict, seed, form, profile, date, kernel}
+                            where verdict is "held" or "broken", and numbers an object
+
+and fails with its exit code. A part that ends well without a result has failed too. Results are
+kept in target/prove/FORM/PART/NAME.json, with the revision they are of, until the part runs again.
+
+The short form is built as `cargo test` builds, so it shares that work; it is also part of
+scripts/test. The long form is built with the profile `prove`: optimised, because it measures
+pauses, but with the checks of a debug build.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+KEPT = ROOT / "target/prove"
+README = ROOT / "README.md"
+START = "<!-- written by scripts/prove --report -->"
+END = "<!-- end of what scripts/prove wrote -->"
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    what: str
+    # Programs of tests, as `cargo test --test` names them; or
+    tests: tuple[str, ...] = ()
+    # a command, relative to the repository.
+    command: tuple[str, ...] = ()
+
+
+# Cheapest first.
+PARTS = (
+    Part("model", "a mount answers as a model of it does, whatever happens", tests=("prove_model",)),
+    Part("crash", "killed or upgraded at any time: a pause, and nothing else", tests=("prove_crash",)),
+    Part("publish", "killed at any system call, nothing bad is in the cache", tests=("prove_publish",)),
+    Part("damage", "no damage to the cache is ever served, and it heals", tests=("prove_damage",)),
+    Part("many", "many processes and users share caches", tests=("prove_many",)),
+    Part("schedules", "what meets in memory and in locked files, in thousands of orders", tests=("prove_schedules",)),
+    Part("network", "every fault of the network meets every operation", tests=("prove_network",)),
+    Part("fuzz", "whatever strangers write is read without a panic", command=("python3", "scripts/prove.d/fuzz.py")),
+    Part("soak", "what a daemon takes of the machine stays the same", tests=("prove_soak",)),
+    Part("systemd", "the shipped unit under a real systemd", tests=("prove_systemd",)),
+)
+
+
+def test_command(programs, long):
+    named = [word for program in programs for word in ("--test", program)]
+    profile = "prove" if long else "dev"
+    nextest = ["cargo", "nextest"]
+    if subprocess.run([*nextest, "--version"], capture_output=True, check=False).returncode == 0:
+        return [*nextest, "run", "--locked", "--cargo-profile", profile, *named,
+                "--no-capture", "--no-fail-fast"]
+    return ["cargo", "test", "--locked", "--profile", profile, *named, "--no-fail-fast",
+            "--", "--nocapture", "--test-threads=1"]
+
+
+def revision():
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    known = git("rev-parse", "--short=10", "HEAD")
+    if known.returncode != 0:
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    return known.stdout.strip() + ("+" if changed else "")
+
+
+def run(part, form, seed):
+    """Runs one part; its results, and why it has failed, or None."""
+    with tempfile.TemporaryDirectory(prefix="musherfs-prove-") as results:
+        environment = os.environ | {
+            "MUSHERFS_PROVE": form,
+            "MUSHERFS_SEED": str(seed),
+            "MUSHERFS_PROVE_RESULTS": results,
+            "MUSHERFS_REQUIRE_FUSE": "1",
+        }
+        command = list(part.command) or test_command(part.tests, form == "long")
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        found = {}
+        for path in sorted(pathlib.Path(results).glob("*.json")):
+            found[path.stem] = json.loads(path.read_text())
+    of = revision()
+    kept = KEPT / form / part.name
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for name, result in found.items():
+        result["revision"] = of
+        (kept / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
+    if code != 0:
+        return found, f"ended with {code}"
+    if not found:
+        return found, "gave no result"
+    broken = [name for name, result in found.items() if result["verdict"] != "held"]
+    return found, f"broken: {', '.join(broken)}" if broken else None
+
+
+def in_words(numbers):
+    def value(it):
+        if isinstance(it, bool) or not isinstance(it, (int, float)):
+            return str(it)
+        return f"{it:,}" if isinstance(it, int) else f"{it:,.1f}"
+
+    return ", ".join(f"{value(it)} {name}" for name, it in numbers.items())
+
+
+def last_results(part):
+    """What is kept of a part: of the long form, where there is any."""
+    for form in ("long", "short"):
+        found = [json.loads(path.read_text()) for path in sorted((KEPT / form / part.name).glob("*.json"))]
+        if found:
+            return found
+    return []
+
+
+def table():
+    lines = ["| promise | how it is proved | last result |", "|---|---|---|"]
+    for part in PARTS:
+        for it in last_results(part):
+            when = f"{it['form']}, {it['date'][:10]}, {it['profile']} build of {it['revision']}, Linux {it['kernel']}"
+            cells = [it["promise"], f"`{part.name}`: {it['how']}", f"{it['verdict']}: {in_words(it['numbers'])} ({when})"]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if not last_results(part):
+            lines.append(f"| {part.what} | `{part.name}` | not run |")
+    return lines
+
+
+def report():
+    text = README.read_text()
+    if text.count(START) != 1 or text.count(END) != 1:
+        sys.exit(f"prove: README.md needs the lines {START!r} and {END!r}, once each")
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    README.write_text("\n".join([before + START, *table(), END]) + after)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/prove", description="Proves what the mount promises.")
+    parser.add_argument("--long", action="store_true", help="the long form: minutes to hours a part")
+    parser.add_argument("--seed", type=int, help="repeats the random choices of a run (default: new ones)")
+    parser.add_argument("--list", action="store_true", help="lists the parts")
+    parser.add_argument("--report", action="store_true", help="writes the table of last results into README.md")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="the parts to run (default: all)")
+    given = parser.parse_args()
+    known = {part.name: part for part in PARTS}
+    unknown = [name for name in given.parts if name not in known]
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(known)})")
+    if given.list:
+        for part in PARTS:
+            print(f"{part.name:10} {part.what}")
+        return 0
+    if given.report:
+        report()
+        return 0
+
+    form = "long" if given.long else "short"
+    seed = secrets.randbelow(1 << 32) if given.seed is None else given.seed
+    chosen = [known[name] for name in given.parts] or PARTS
+    rows, failures = [], 0
+    for part in chosen:
+        print(f"\n== {part.name} ({form}, seed {seed}): {part.what}", flush=True)
+        start = time.monotonic()
+        results, failure = run(part, form, seed)
+        took = time.monotonic() - start
+        for name, it in results.items():
+            rows.append((part.name, name, it["verdict"], in_words(it["numbers"])))
+        if failure:
+            failures += 1
+            again = f"scripts/prove {'--long ' if given.long else ''}--seed {seed} {part.name}"
+            rows.append((part.name, "", "FAILED", f"{failure}; again: {again}"))
+        print(f"== {part.name}: {failure or 'held'} after {took:.0f} s", flush=True)
+
+    print(f"\nseed {seed}")
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip())
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+//! Where threads, tasks and processes meet: locks, tasks, the clock, locked files.
+//!
+//! Nothing of its own: the standard library's and tokio's, by one name. What imports them from here
+//! is also compiled by `tests/prove_schedules`, file by file, against others of the same shape, whose
+//! every meeting is scheduled by the test.
+
+use std::fs::File;
+use std::io;
+
+pub use std::sync::atomic;
+pub use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use tokio::spawn;
+pub use tokio::sync::watch;
+pub use tokio::time::{Instant, sleep};
+
+/// Waits for the lock of a file that other processes lock, too.
+///
+/// # Errors
+///
+/// Where files cannot be locked.
+pub fn lock(file: &File) -> io::Result<()> {
+    file.lock()
+}
+
+/// Where another process could come in between.
+#[inline]
+pub fn between() {}

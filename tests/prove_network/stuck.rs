@@ -1,0 +1,125 @@
+//! Readers of cached files while hundreds of others wait for the network.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::fuse::require_fuse;
+use crate::support::mount::{TestMount, forget_pages, read};
+use crate::support::prove::Proof;
+use crate::support::registry::{RouteKind, TestRegistry};
+
+/// Reads a cached file so often, past the kernel's cache; how long each took, sorted.
+fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
+    let path = mount.path("acme/kit@1.0.0/cached.md");
+    let mut took: Vec<Duration> = (0..times)
+        .map(|_| {
+            forget_pages(&path);
+            let start = Instant::now();
+            let seen = std::fs::read(&path);
+            let time = start.elapsed();
+            assert_eq!(seen.unwrap(), b"cached\n");
+            time
+        })
+        .collect();
+    took.sort();
+    took
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    sorted[sorted.len() * percent / 100].as_secs_f64() * 1e6
+}
+
+#[test]
+fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
+    if !require_fuse() {
+        return;
+    }
+    let proof = Proof::start(
+        "a stuck source delays no cached read: p50 ≤ 1.2 ×, p99 ≤ 2 × with 500 readers stuck",
+        "cached files past the kernel's cache, before and while readers of cold files hang",
+    );
+    let readers = proof.pick(100, 500);
+    let (rounds, times) = proof.pick((1, 200), (5, 4000));
+    let registry = Arc::new(TestRegistry::start());
+    let contents: Vec<(String, Vec<u8>)> = (0..readers * rounds)
+        .map(|n| {
+            (
+                format!("cold/{n:05}.md"),
+                format!("cold {n}\n").into_bytes(),
+            )
+        })
+        .collect();
+    let mut files: Vec<(&str, &[u8])> = contents
+        .iter()
+        .map(|(path, bytes)| (path.as_str(), bytes.as_slice()))
+        .collect();
+    files.push(("cached.md", b"cached\n"));
+    registry.publish("acme", "kit", "1.0.0", &files);
+    let mount = TestMount::of(&registry)
+        .args(&["--readahead=0", "--content-timeout=600s"])
+        .start();
+    assert_eq!(
+        read(&mount.path("acme/kit@1.0.0/cached.md")),
+        Ok(b"cached\n".to_vec())
+    );
+    measure(&mount, 100);
+
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let free = measure(&mount, times);
+        registry.clear_log();
+        let gate = registry.hold(RouteKind::Asset);
+        let stuck: Vec<_> = (0..readers)
+            .map(|n| {
+                let n = round * readers + n;
+                let path = mount.path(&format!("acme/kit@1.0.0/cold/{n:05}.md"));
+                std::thread::spawn(move || std::fs::read(path).unwrap())
+            })
+            .collect();
+        registry.wait_until("stuck readers", |log| {
+            let held = |kind| log.iter().filter(|seen| seen.kind == kind).count();
+            held(RouteKind::Asset) >= 16
+        });
+        crate::support::mount::eventually("everybody's waiting", || {
+            let status = mount.status();
+            let waiting = status["inFlight"].as_array().unwrap().len();
+            (waiting >= readers).then_some(())
+        });
+        let busy = measure(&mount, times);
+        assert!(stuck.iter().all(|reader| !reader.is_finished()));
+        gate.open();
+        registry.clear_faults();
+        for (n, reader) in stuck.into_iter().enumerate() {
+            let n = round * readers + n;
+            assert_eq!(reader.join().unwrap(), format!("cold {n}\n").into_bytes());
+        }
+        let ratio = |percent| percentile(&busy, percent) / percentile(&free, percent);
+        eprintln!(
+            "round {round}: p50 {:.0} µs × {:.2}, p99 {:.0} µs × {:.2}",
+            percentile(&free, 50),
+            ratio(50),
+            percentile(&free, 99),
+            ratio(99)
+        );
+        ratios.push((ratio(50), ratio(99)));
+    }
+    // The median round: other programs run here, too.
+    let median = |mut of: Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    let p50 = median(ratios.iter().map(|(p50, _)| *p50).collect());
+    let p99 = median(ratios.iter().map(|(_, p99)| *p99).collect());
+    if proof.is_long() {
+        assert!(p50 <= 1.2 && p99 <= 2.0, "p50 × {p50:.2}, p99 × {p99:.2}");
+    }
+    mount.unmount();
+    proof.held(json!({
+        "readers stuck": readers,
+        "reads measured": rounds * times,
+        "× p50": format!("{p50:.2}"),
+        "× p99": format!("{p99:.2}"),
+    }));
+}

@@ -1,0 +1,86 @@
+//! What the compiled files know as `crate::sync`: the same shapes, and every meeting is scheduled.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::ops::Add;
+use std::time::Duration;
+
+pub use shuttle::future::spawn;
+pub use shuttle::sync::{Mutex, MutexGuard, atomic};
+pub use std::sync::PoisonError;
+
+/// Here the scheduler may let somebody else go on.
+pub fn between() {
+    atomic::AtomicBool::new(false).load(atomic::Ordering::SeqCst);
+}
+
+/// Nobody knows who wakes first.
+pub async fn sleep(_: Duration) {
+    shuttle::future::yield_now().await;
+}
+
+/// The lock of a file is between processes; here these are tasks of one thread, none of which may
+/// wait in the kernel for another.
+pub fn lock(file: &File) -> io::Result<()> {
+    loop {
+        between();
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => shuttle::thread::yield_now(),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// tokio's channel needs no runtime, and is as good as atomic; what stands around it is scheduled.
+pub mod watch {
+    pub use tokio::sync::watch::Receiver;
+    use tokio::sync::watch::error::SendError;
+
+    pub struct Sender<T>(tokio::sync::watch::Sender<T>);
+
+    impl<T> Sender<T> {
+        pub fn send(&self, value: T) -> Result<(), SendError<T>> {
+            super::between();
+            let sent = self.0.send(value);
+            super::between();
+            sent
+        }
+    }
+
+    pub fn channel<T>(value: T) -> (Sender<T>, Receiver<T>) {
+        let (sender, receiver) = tokio::sync::watch::channel(value);
+        (Sender(sender), receiver)
+    }
+}
+
+shuttle::lazy_static! {
+    static ref NOW: Mutex<Duration> = Mutex::new(Duration::ZERO);
+}
+
+/// A moment of a clock that stands still until [`advance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(Duration);
+
+impl Instant {
+    pub fn now() -> Self {
+        Self(*NOW.lock().unwrap())
+    }
+
+    pub fn saturating_duration_since(&self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+
+    fn add(self, time: Duration) -> Self {
+        Self(self.0 + time)
+    }
+}
+
+/// Lets time pass.
+pub fn advance(by: Duration) {
+    *NOW.lock().unwrap() += by;
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What happens in the container: scenario.sh RESTARTS KILLS STALLS. Writes /out/report.json.
+set -euo pipefail
+restarts=$1 kills=$2 stalls=$3
+
+main_pid() { systemctl show --property=MainPID --value musherfs; }
+# The mount's number and the device that it shows.
+mounted() { awk '$5 == "/mnt/musher" { print $1, $3 }' /proc/self/mountinfo; }
+# Waits until another daemon than $1 serves; what systemd says it is waiting for comes first.
+another() {
+    local tries=0
+    while [[ $(main_pid) == "$1" || $(systemctl is-active musherfs) != active ]]; do
+        ((++tries < 600)) || {
+            systemctl status --no-pager --full musherfs
+            exit 1
+        }
+        sleep 0.1
+    done
+    [[ ${2:-} == quietly ]] || seen+=("$(mounted)")
+    # Ten starts a minute are enough, but not here.
+    systemctl reset-failed musherfs
+}
+
+systemctl start registry
+systemctl start musherfs
+ready=false
+[[ $(stat --file-system --format=%T /mnt/musher) == fuse* && -r /mnt/musher/acme/code-review/musher.yaml ||
+    -d /mnt/musher/acme/code-review ]] && ready=true
+seen=("$(mounted)")
+mapfile -t serving < <(main_pid)
+
+python3 /opt/readers.py >/out/readers.json 2>/out/readers.log &
+readers=$!
+until grep -q reading /out/readers.log; do
+    kill -0 "$readers"
+    sleep 0.05
+done
+
+for ((n = 0; n < restarts; n++)); do
+    before=$(main_pid)
+    systemctl restart musherfs
+    another "$before"
+done
+for ((n = 0; n < kills; n++)); do
+    before=$(main_pid)
+    systemctl kill --signal=KILL --kill-whom=main musherfs
+    another "$before"
+done
+mkdir -p /run/systemd/system/musherfs.service.d
+printf '[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n' >/run/systemd/system/musherfs.service.d/impatient.conf
+systemctl daemon-reload
+before=$(main_pid)
+systemctl restart musherfs
+another "$before"
+for ((n = 0; n < stalls; n++)); do
+    before=$(main_pid)
+    kill -STOP "$before"
+    another "$before"
+done
+
+kill -TERM "$readers"
+wait "$readers"
+systemctl stop musherfs
+gone=false
+[[ -n $(mounted) ]] || gone=true
+mapfile -t distinct < <(printf '%s\n' "${seen[@]}" | sort -u)
+cat >/out/report.json <<REPORT
+{"readyWhenStarted": $ready, "restarts": $restarts, "kills": $kills, "stalls": $stalls,
+ "mounts": ${#distinct[@]}, "goneWhenStopped": $gone, "first": "${serving[0]}",
+ "systemd": "$(systemctl --version | awk 'NR == 1 { print $2 }')",
+ "readers": $(cat /out/readers.json)}
+REPORT
