@@ -5,6 +5,7 @@
 
 mod content;
 mod fake;
+mod journal;
 mod links;
 mod listings;
 mod manifests;
