@@ -9,7 +9,7 @@
 
 mod sources;
 
-pub use sources::logins;
+pub use sources::{Breakers, logins};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +24,6 @@ use crate::metrics::Metrics;
 use crate::paths::Directories;
 use crate::reference::{BundleRef, HostId, Selector, VersionRef};
 use crate::resolve::{self, Locked, Resolver};
-use crate::source::breaker::Guarded;
 use crate::source::http::{HttpClient, HttpSettings};
 use crate::source::layout::LayoutSource;
 use crate::source::oci::reference::Endpoint;
@@ -41,8 +40,8 @@ pub struct Client {
     pub store: Arc<Store>,
     /// What is remembered across restarts.
     pub journal: Arc<Journal>,
-    /// The sources and the state of their breakers, in the order they are asked; none offline.
-    pub sources: Vec<Arc<Guarded>>,
+    /// The sources and the state of their breakers; none offline.
+    pub sources: Breakers,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -142,7 +141,7 @@ impl Client {
         locked: Option<Arc<Locked>>,
     ) -> Self {
         let Sources {
-            guarded,
+            breakers,
             names,
             content,
         } = sources;
@@ -177,6 +176,7 @@ impl Client {
                 respect_removal: config.respect_removal.value,
                 local_packs: config.local_packs.value,
                 readahead: config.readahead.value,
+                manifest_memory: store::MANIFEST_MEMORY,
                 metadata_timeout: config.metadata_timeout.value,
                 content_timeout: config.content_timeout.value,
                 locked,
@@ -187,7 +187,7 @@ impl Client {
             resolver,
             store,
             journal,
-            sources: guarded,
+            sources: breakers,
             metrics,
         }
     }

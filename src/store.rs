@@ -41,7 +41,7 @@ use locks::Locks;
 
 /// How much memory parsed manifests may take before the least recently used are dropped. About two
 /// hundred thousand entries; a dropped one is read from disk again.
-const MANIFEST_MEMORY: usize = 24 << 20;
+pub const MANIFEST_MEMORY: usize = 24 << 20;
 
 /// How soon to look again for what could not be refreshed, and for local packs.
 const RECHECK: Duration = Duration::from_secs(60);
@@ -57,6 +57,8 @@ pub struct Policy {
     pub local_packs: bool,
     /// How many bytes read-ahead may have in flight for one version; 0 turns it off.
     pub readahead: u64,
+    /// How much memory parsed manifests may take; one that does not fit is kept alone.
+    pub manifest_memory: usize,
     /// How long one request for names or manifests may take.
     pub metadata_timeout: Duration,
     /// How long one request for content may take.
@@ -72,6 +74,7 @@ impl Default for Policy {
             respect_removal: false,
             local_packs: false,
             readahead: 4 << 20,
+            manifest_memory: MANIFEST_MEMORY,
             metadata_timeout: Duration::from_secs(10),
             content_timeout: Duration::from_secs(60),
             locked: None,
@@ -149,6 +152,7 @@ impl Loaded {
 struct Manifests {
     loaded: LruCache<VersionRef, Arc<Loaded>>,
     memory: usize,
+    most: usize,
 }
 
 impl Manifests {
@@ -158,7 +162,7 @@ impl Manifests {
         if let Some((_, old)) = self.loaded.push(id, loaded) {
             self.memory -= old.manifest.memory();
         }
-        while self.memory > MANIFEST_MEMORY && self.loaded.len() > 1 {
+        while self.memory > self.most && self.loaded.len() > 1 {
             let Some((_, old)) = self.loaded.pop_lru() else {
                 break;
             };
@@ -216,6 +220,7 @@ impl Store {
             manifests: Mutex::new(Manifests {
                 loaded: LruCache::unbounded(),
                 memory: 0,
+                most: policy.manifest_memory,
             }),
             fetches: SingleFlight::default(),
             reported: Mutex::default(),

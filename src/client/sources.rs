@@ -28,11 +28,37 @@ use crate::source::oci::{
     Artifacts, Beside, ContentOnly, Named, NamedSettings, OciSettings, OciSource, is_api_registry,
 };
 
+/// Everybody who may be asked, with their breakers; nobody offline.
+#[derive(Clone, Default)]
+pub struct Breakers {
+    configured: Vec<Arc<Guarded>>,
+    /// Those that an API has named are known only when it has.
+    named: Option<Arc<Named>>,
+}
+
+impl Breakers {
+    /// Whether nobody is asked.
+    pub fn is_empty(&self) -> bool {
+        self.configured.is_empty()
+    }
+
+    /// All of them once, in the order that they are asked for content.
+    pub fn all(&self) -> Vec<Arc<Guarded>> {
+        let mut all = self.configured.clone();
+        if let Some(named) = &self.named {
+            // The API that names them comes last.
+            let before = all.len().saturating_sub(1);
+            all.splice(before..before, named.guarded());
+        }
+        all
+    }
+}
+
 /// Everybody who may be asked; nobody offline.
 #[derive(Default)]
 pub(super) struct Sources {
-    /// All of them once, with their breakers.
-    pub(super) guarded: Vec<Arc<Guarded>>,
+    /// All of them once.
+    pub(super) breakers: Breakers,
     /// Who is asked for names.
     pub(super) names: Vec<Arc<dyn Source>>,
     /// Who is asked for lists of files and for content.
@@ -46,7 +72,10 @@ impl Sources {
         Self {
             names: vec![Arc::clone(&guarded) as Arc<dyn Source>],
             content: vec![Arc::clone(&guarded) as Arc<dyn Source>],
-            guarded: vec![guarded],
+            breakers: Breakers {
+                configured: vec![guarded],
+                named: None,
+            },
         }
     }
 }
@@ -87,7 +116,7 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
         };
         let source = Arc::new(OciSource::new(settings)?);
         let guarded = Arc::new(Guarded::new(Arc::clone(&source) as Arc<dyn Source>));
-        sources.guarded.push(Arc::clone(&guarded));
+        sources.breakers.configured.push(Arc::clone(&guarded));
         if config.has_api() {
             sources.content.push(Arc::new(ContentOnly::new(guarded)));
             artifacts = Some(Artifacts::In(source));
@@ -117,6 +146,7 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
                 http: http.clone(),
             }));
             let content = ContentOnly::new(Arc::clone(&named) as _);
+            sources.breakers.named = Some(Arc::clone(&named));
             sources.content.push(Arc::new(content));
             Artifacts::Named(named)
         });
@@ -126,7 +156,7 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
             http: http.clone(),
         })?);
         let api = Arc::new(Guarded::new(api));
-        sources.guarded.push(Arc::clone(&api));
+        sources.breakers.configured.push(Arc::clone(&api));
         let api: Arc<dyn Source> = Arc::new(Beside::new(api, artifacts));
         sources.names.push(Arc::clone(&api));
         sources.content.push(api);
@@ -172,7 +202,7 @@ fn add_mirrors(
             continue;
         };
         let guarded = Arc::new(Guarded::strict(source));
-        sources.guarded.push(Arc::clone(&guarded));
+        sources.breakers.configured.push(Arc::clone(&guarded));
         let mirror: Arc<dyn Source> = Arc::new(Mirror::new(guarded, resolves));
         if resolves {
             sources.names.push(Arc::clone(&mirror));
@@ -217,4 +247,47 @@ fn check_mirrors(config: &Config, oci: Option<&Endpoint>) -> Result<()> {
         debug!(mirror = %mirror.url, of, "this mirror is for another registry");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::http::HttpSettings;
+
+    #[test]
+    fn the_registries_that_an_api_names_are_among_the_sources_from_then_on() {
+        let http = HttpClient::new(&HttpSettings::default()).unwrap();
+        let named = Arc::new(Named::new(NamedSettings {
+            api: "https://api.example".parse().unwrap(),
+            keys: KeyChain::default(),
+            files: LoginFiles::default(),
+            http: http.clone(),
+        }));
+        let api = |url: &str| {
+            let settings = ApiSettings {
+                base: url.parse().unwrap(),
+                keys: KeyChain::default(),
+                http: http.clone(),
+            };
+            Arc::new(Guarded::new(Arc::new(ApiSource::new(settings).unwrap())))
+        };
+        let breakers = Breakers {
+            configured: vec![api("https://mirror.example"), api("https://api.example")],
+            named: Some(Arc::clone(&named)),
+        };
+        let names = || -> Vec<String> {
+            let all = breakers.all();
+            all.iter().map(|one| one.name().to_owned()).collect()
+        };
+        let before = names();
+        assert_eq!(before.len(), 2);
+        named.know("b.example").unwrap();
+        named.know("a.example").unwrap();
+        let after = names();
+        assert_eq!((&after[0], &after[3]), (&before[0], &before[1]));
+        assert!(
+            after[1].contains("a.example") && after[2].contains("b.example"),
+            "{after:?}"
+        );
+    }
 }

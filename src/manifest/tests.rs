@@ -375,3 +375,29 @@ mod documents {
         );
     }
 }
+
+#[test]
+fn a_file_that_is_said_to_be_empty_must_have_the_hash_of_nothing() {
+    let layer = |path: &str, content: &[u8], size| Layer {
+        path: path.to_owned(),
+        digest: Digest::of(content),
+        size: Some(size),
+        asset_type: String::new(),
+        asset_id: String::new(),
+        media_type: None,
+    };
+    let layers = vec![
+        layer("empty", b"", 0),
+        layer("lie", b"content", 0),
+        layer("true", b"content", 7),
+    ];
+    let id = "acme/kit@1.0.0".parse().unwrap();
+    let manifest = Manifest::new(id, Info::default(), layers).unwrap();
+    let shown: Vec<&str> = manifest.files().map(|file| file.path()).collect();
+    assert_eq!(shown, ["empty", "true"]);
+    let refused: Vec<_> = manifest
+        .refused()
+        .map(|(entry, why)| (entry.path(), why))
+        .collect();
+    assert_eq!(refused, [("lie", Refusal::NotEmpty)]);
+}

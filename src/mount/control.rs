@@ -33,9 +33,9 @@ use serde::Deserialize;
 use tokio::net::UnixListener;
 
 use super::mountinfo::MountId;
+use crate::client::Breakers;
 use crate::fs::Fs;
 use crate::paths::ensure_private_dir;
-use crate::source::breaker::Guarded;
 
 pub use events::Event;
 pub use status::{SourceStatus, Status};
@@ -56,7 +56,7 @@ pub struct Control {
     mountpoint: PathBuf,
     mount: MountId,
     registry: String,
-    sources: Vec<Arc<Guarded>>,
+    sources: Breakers,
     fs: Arc<Fs>,
     since: Timestamp,
     set_log: Option<SetLog>,
@@ -69,7 +69,7 @@ impl Control {
         mountpoint: &Path,
         mount: MountId,
         registry: String,
-        sources: Vec<Arc<Guarded>>,
+        sources: Breakers,
         fs: Arc<Fs>,
         set_log: Option<SetLog>,
     ) -> Arc<Self> {

@@ -1,18 +1,19 @@
 //! What moves, and in which order the kernel learns of it.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use musherfs::cache::REF_TTL;
 use musherfs::fs::inode::ROOT;
 use musherfs::fs::tree::{Attr, Kind, epoch};
-use musherfs::fs::{Fs, Invalidate, What};
+use musherfs::fs::{Answer, Found, Fs, Invalidate, What};
 use musherfs::resolve::LISTING_TTL;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, advance};
 
 use crate::fake::Fake;
-use crate::{Machine, Process, answer, eventually};
+use crate::{Machine, Process, answer, eventually, soon, split};
 
 fn registry() -> Arc<Fake> {
     let fake = Fake::new("registry");
@@ -25,8 +26,8 @@ fn look_up(process: &Process, parent: u64, name: &'static str) -> JoinHandle<Att
     let fs: Arc<Fs> = Arc::clone(&process.fs);
     tokio::spawn(async move {
         match answer(fs.lookup(parent, name)).await.unwrap() {
-            musherfs::fs::Found::Node(attr, ..) => attr,
-            musherfs::fs::Found::Absent(_) => panic!("{name} is absent"),
+            Found::Node(attr, ..) => attr,
+            Found::Absent(_) => panic!("{name} is absent"),
         }
     })
 }
@@ -173,4 +174,38 @@ async fn a_directory_that_lists_something_else_has_another_time_and_the_kernel_i
     advance(LISTING_TTL).await;
     answer(root(&process)).await.unwrap();
     assert_eq!(process.kernel.try_recv().unwrap().ino, ROOT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_later_one_has_overtaken_moves_nothing_back() {
+    let (machine, fake) = (Machine::new(), registry());
+    let mut process = machine.process(&[&fake]);
+    let ino = process.ino("acme/kit").await;
+    let namespace = process.ino("acme").await;
+    // A lookup whose answer is on its way: the registry has said 2.0.0, and nobody has acted on it.
+    fake.publish("acme/kit@2.0.0", &[]);
+    advance(REF_TTL).await;
+    let Answer::Later(mut slow) = process.fs.lookup(namespace, "kit") else {
+        panic!("nobody was asked");
+    };
+    let first = std::future::poll_fn(|cx| Poll::Ready(slow.as_mut().poll(cx))).await;
+    assert!(first.is_pending());
+    let (bundle, selector) = split("acme/kit");
+    let last = || process.resolver.last_known(&bundle, &selector).unwrap().0;
+    eventually(|| last().as_str() == "2.0.0").await;
+    // Meanwhile a refresh finds the next version.
+    fake.publish("acme/kit@3.0.0", &[]);
+    // Whoever asks while the first question is not quite over gets its answer.
+    let ask = || process.resolver.ask(&bundle, &selector, soon());
+    while ask().await.unwrap().version.as_str() != "3.0.0" {}
+    assert_eq!(target(&process, ino).await, "kit@3.0.0");
+    while let Ok(Invalidate { done, .. }) = process.kernel.try_recv() {
+        done.unwrap().send(()).unwrap();
+    }
+    let Found::Node(attr, ..) = slow.await.unwrap() else {
+        panic!("the link is absent");
+    };
+    assert_eq!((attr.ino, attr.size), (ino, "kit@3.0.0".len() as u64));
+    assert_eq!(target(&process, ino).await, "kit@3.0.0");
+    assert!(process.kernel.try_recv().is_err(), "nothing moves again");
 }

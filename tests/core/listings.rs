@@ -328,3 +328,36 @@ async fn a_listing_that_stays_the_same_is_not_made_again_and_one_that_changes_is
         ["kit", "kit@1.0.0", "kit@2.0.0"]
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_with_a_dot_in_its_name_is_found_without_a_catalogue() {
+    let (machine, fake) = (Machine::new(), Fake::new("registry"));
+    for id in ["acme/next.js@1.0.0", "acme/v1.2@1.0.0"] {
+        fake.publish(id, &[]);
+    }
+    fake.break_calls(
+        "bundles",
+        Fault::Fail(Error::Rejected {
+            what: "acme".to_owned(),
+            origin: "fake".to_owned(),
+            reason: "it has no catalogue".to_owned(),
+        }),
+    );
+    let process = machine.process(&[&fake]);
+    for name in ["next.js", "v1.2", "next.js@^1"] {
+        let found = process.find(&format!("acme/{name}")).await.unwrap();
+        assert!(found.is_some(), "{name}");
+    }
+    let calls = fake.calls();
+    for name in [
+        "index.js",
+        "package.json",
+        "AGENTS.md",
+        ".next.js",
+        "build.rs",
+    ] {
+        let found = process.find(&format!("acme/{name}")).await.unwrap();
+        assert!(found.is_none(), "{name}");
+    }
+    assert_eq!(fake.calls(), calls);
+}

@@ -6,6 +6,7 @@
 mod breaker;
 mod content;
 mod fake;
+mod journal;
 mod links;
 mod listings;
 mod locks;

@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
+use musherfs::digest::Digest;
 use musherfs::error::Error;
+use musherfs::fs::Found;
 use musherfs::manifest::{Info, State};
 use musherfs::metrics::Counter;
 use musherfs::store::Policy;
 use tokio::sync::Semaphore;
 
 use crate::fake::{Fake, Fault, unreachable};
-use crate::{Machine, cache_version, eventually, read, soon, version};
+use crate::{Machine, Process, answer, cache_version, eventually, read, soon, version};
 
 const KIT: &str = "acme/kit@1.0.0";
 const FILES: &[(&str, &str)] = &[("a.md", "alpha\n")];
@@ -142,6 +145,7 @@ async fn a_removed_version_stays_unless_removals_are_respected() {
         assert!(matches!(fetched, Err(Error::NotFound { .. })));
         assert_eq!(process.read(KIT, "a.md").await.unwrap(), "alpha\n");
     }
+    let machine = machine_with(25);
     let respecting = machine.process_under(&[&fake], respect_removal());
     // An error is no removal.
     fake.break_calls("", Fault::Fail(unreachable()));
@@ -151,8 +155,97 @@ async fn a_removed_version_stays_unless_removals_are_respected() {
         let error = respecting.load(KIT).await.unwrap_err();
         assert!(matches!(error, Error::NotFound { .. }), "{error}");
     }
+    // Also for a process that comes later, when nobody can be asked again.
+    for sources in [&[][..], &[&fake]] {
+        fake.break_calls("", Fault::Fail(unreachable()));
+        let restarted = machine.process_under(sources, respect_removal());
+        let error = restarted.load(KIT).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+        machine.process(sources).load(KIT).await.unwrap();
+    }
+    fake.heal();
     fake.publish(KIT, FILES);
     respecting.load(KIT).await.unwrap();
+    let restarted = machine.process_under(&[], respect_removal());
+    restarted.load(KIT).await.unwrap();
+}
+
+/// Loads another manifest, where there is room for one.
+async fn crowd_memory(process: &Process, fake: &Fake) {
+    fake.publish("acme/other@1.0.0", FILES);
+    process.load("acme/other@1.0.0").await.unwrap();
+    assert!(process.store.in_memory(&version(KIT)).is_none());
+}
+
+#[tokio::test]
+async fn a_manifest_that_memory_had_no_room_for_is_there_when_its_numbers_are_used() {
+    let (machine, fake) = (Machine::new(), registry());
+    let policy = Policy {
+        manifest_memory: 0,
+        ..Policy::default()
+    };
+    let process = machine.process_under(&[&fake], policy);
+    let ino = process.ino("acme/kit@1.0.0/a.md").await;
+    crowd_memory(&process, &fake).await;
+    let asked = fake.count("manifest acme/kit");
+    let (attr, _) = answer(process.fs.getattr(ino)).await.unwrap();
+    assert_eq!((attr.ino, attr.size), (ino, 6));
+    assert_eq!(fake.count("manifest acme/kit"), asked, "the disk has it");
+    // Without the disk, the registry is asked.
+    crowd_memory(&process, &fake).await;
+    fs::remove_dir_all(machine.dir.path().join("cache")).unwrap();
+    let mut buffer = Vec::new();
+    let read = answer(process.fs.read(ino, 0, 100, &mut buffer)).await;
+    assert_eq!(read.unwrap().unwrap_or(buffer), b"alpha\n");
+    assert_eq!(fake.count("manifest acme/kit"), asked + 1);
+    // And must say what it said.
+    crowd_memory(&process, &fake).await;
+    fs::remove_dir_all(machine.dir.path().join("cache")).unwrap();
+    fake.publish(KIT, &[("a.md", "ALPHA\n")]);
+    let error = answer(process.fs.getattr(ino)).await.unwrap_err();
+    assert!(matches!(error, Error::Contradiction { .. }), "{error}");
+}
+
+/// Puts a pack of the version into the cache, as if it had been packed on this machine.
+fn pack(machine: &Machine, content: &str) {
+    let dir = machine.dir.path().join("cache/manifests/_local/acme/kit");
+    let json = format!(
+        r#"{{"namespace":"acme","slug":"kit","version":"1.0.0","manifest":{{"layers":[
+        {{"logicalPath":"a.md","assetType":"prompt","contentSha256":"{}","sizeBytes":{}}}]}}}}"#,
+        Digest::of(content.as_bytes()).hex(),
+        content.len(),
+    );
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("1.0.0.json"), json).unwrap();
+    crate::cache_blob(&machine.cache(), content);
+}
+
+#[tokio::test]
+async fn a_pack_that_is_made_while_the_registrys_version_is_in_memory_wins_the_next_lookup() {
+    let (machine, fake) = (Machine::new(), registry());
+    let policy = Policy {
+        local_packs: true,
+        ..Policy::default()
+    };
+    let process = machine.process_under(&[&fake], policy);
+    assert_eq!(process.read(KIT, "a.md").await.unwrap(), "alpha\n");
+    let namespace = process.ino("acme").await;
+    let look_up = || async {
+        match answer(process.fs.lookup(namespace, "kit@1.0.0")).await {
+            Ok(Found::Node(attr, life, _)) => (attr.ino, life),
+            _ => panic!("the version is absent"),
+        }
+    };
+    let (before, life) = look_up().await;
+    assert!(
+        life <= Duration::from_secs(60),
+        "the kernel asks again soon"
+    );
+    pack(&machine, "local\n");
+    let (after, life) = look_up().await;
+    assert_ne!(before, after, "other content has another number");
+    assert!(life <= Duration::from_secs(60));
+    assert_eq!(process.read(KIT, "a.md").await.unwrap(), "local\n");
 }
 
 #[tokio::test]
@@ -230,28 +323,11 @@ async fn without_sources_only_the_cache_answers() {
 #[tokio::test]
 async fn a_pack_of_this_machine_wins_over_the_registry_when_that_is_wanted() {
     let (machine, fake) = (machine_with(0), registry());
-    let root = machine.dir.path().join("cache");
-    for (dir, name, json) in [
-        (
-            "manifests/_local/acme/kit",
-            "1.0.0.json",
-            format!(
-                r#"{{"namespace":"acme","slug":"kit","version":"1.0.0","manifest":{{"layers":[
-                {{"logicalPath":"a.md","assetType":"prompt","contentSha256":"{}","sizeBytes":6}}]}}}}"#,
-                musherfs::digest::Digest::of(b"local\n").hex()
-            ),
-        ),
-        (
-            "refs/_local/acme/kit",
-            "latest.json",
-            r#"{"version":"1.0.0","cachedAt":"2026-01-01T00:00:00Z","expiresAt":"0001-01-01T00:00:00Z"}"#
-                .to_owned(),
-        ),
-    ] {
-        fs::create_dir_all(root.join(dir)).unwrap();
-        fs::write(root.join(dir).join(name), json).unwrap();
-    }
-    crate::cache_blob(&machine.cache(), "local\n");
+    pack(&machine, "local\n");
+    let refs = machine.dir.path().join("cache/refs/_local/acme/kit");
+    fs::create_dir_all(&refs).unwrap();
+    let json = r#"{"version":"1.0.0","cachedAt":"2026-01-01T00:00:00Z","expiresAt":"0001-01-01T00:00:00Z"}"#;
+    fs::write(refs.join("latest.json"), json).unwrap();
     fake.publish("acme/kit@2.0.0", FILES);
     let usual = machine.process(&[&fake]);
     assert_eq!(usual.read(KIT, "a.md").await.unwrap(), "alpha\n");

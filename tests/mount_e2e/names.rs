@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use musherfs::fs::inode::MOST_PASSING;
 use rustix::fs::{Mode, OFlags, openat};
 
 use crate::support::fuse::require_fuse;
@@ -384,4 +385,43 @@ fn programs_that_probe_upward_for_well_known_files_cost_nothing() {
         assert_eq!(registry.lines(), [""; 0], "{round}");
         mount.unmount();
     }
+}
+
+/// Whether the kernel can be asked to let go of inodes that nobody uses.
+fn kernel_prunes() -> bool {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6_u32), Some(18))
+}
+
+#[test]
+fn names_that_are_only_guessed_are_let_go_except_those_in_use() {
+    if !require_fuse() {
+        return;
+    }
+    let registry = TestRegistry::start();
+    let mount = TestMount::of(&registry).start();
+    // Any name may be a namespace while nobody can be asked.
+    registry.stop();
+    let held = File::open(mount.path("held")).unwrap();
+    let ino = held.metadata().unwrap().ino();
+    for n in 0..MOST_PASSING + 1000 {
+        assert!(mount.stat(&format!("guess-{n}")).unwrap().is_dir(), "{n}");
+    }
+    if kernel_prunes() {
+        eventually("the kernel's forgetting", || {
+            (mount.counter("fuse_forget") > 500).then_some(())
+        });
+    }
+    // Whoever stands in one of them goes on standing in it.
+    assert_eq!(held.metadata().unwrap().ino(), ino);
+    assert_eq!(fs::read_dir(mount.path("held")).unwrap().count(), 0);
+    assert_eq!(mount.stat("held").unwrap().ino(), ino);
+    drop(held);
+    mount.unmount();
 }

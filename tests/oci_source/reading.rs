@@ -253,7 +253,7 @@ async fn lists_of_many_pages_are_read_to_their_end() {
     let client = machine.plain(&registry);
     let newest = manifest(&client, "acme/kit").await.unwrap();
     assert_eq!(newest.manifest.id().version.as_str(), "1.1.0");
-    let source = &client.sources[0];
+    let source = &client.sources.all()[0];
     let deadline = Deadline::after(Duration::from_secs(30));
     let rows = source
         .versions(&"acme/kit".parse().unwrap(), deadline)

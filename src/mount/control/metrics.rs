@@ -289,7 +289,7 @@ impl Numbers {
     fn sources(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
         let help = "Whether a source is asked: 1 in exactly one of its states";
         let mut states = family(encoder, "source_state", help, None, MetricType::Gauge)?;
-        for source in &self.0.sources {
+        for source in &self.0.sources.all() {
             let now = match source.state() {
                 BreakerState::Closed => "up",
                 BreakerState::Open { .. } => "down",

@@ -178,7 +178,7 @@ impl Control {
                 error: source.last_error().map(|error| error.to_string()),
             }
         };
-        self.sources.iter().map(status).collect()
+        self.sources.all().iter().map(status).collect()
     }
 
     fn waiting(&self) -> Vec<Waiting> {

@@ -117,6 +117,23 @@ impl Named {
         Ok(host)
     }
 
+    /// As if an answer had just named the registry `host`.
+    #[cfg(test)]
+    pub(crate) fn know(&self, host: &str) -> Result<()> {
+        self.host(host, host).map(drop)
+    }
+
+    /// Those that were named so far, with their breakers.
+    pub fn guarded(&self) -> Vec<Arc<Guarded>> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guarded: Vec<_> = hosts
+            .values()
+            .map(|host| Arc::clone(&host.content))
+            .collect();
+        guarded.sort_by(|a, b| Source::name(&**a).cmp(Source::name(&**b)));
+        guarded
+    }
+
     /// The files of the artifact that an answer names, with exactly this digest.
     pub(super) async fn files_at(
         &self,
