@@ -508,7 +508,7 @@ class Oci:
         self.beside_oras = bench.row(f"{what}: oras", "<= 0.1 x oras", reached=at_least(10))
         self.beside_oras.against = "oras, one by one"
         for row in (self.beside_curl, self.beside_oras):
-            row.note = f"native is {row.against}; requests: all that arrived at the registry"
+            row.note = f"native is {row.against}; each round once, with nothing cached; requests: all that arrived"
 
         log(f"an artifact of {self.FILES} files")
         paths = fixtures.paths(self.FILES)
@@ -534,7 +534,7 @@ class Oci:
                 turns = [self.mounted, self.fetched]
                 for turn in turns if number % 2 == 0 else reversed(turns):
                     turn(registry, number)
-            # Its time is the registry's: what it needs hardly varies.
+            # Once: it waits for the registry two thousand times, which takes as long every time.
             log("oci: oras, one file after the other")
             seconds = self.pulled(registry)
         self.beside_oras.native = [seconds] * rounds
