@@ -58,6 +58,7 @@ pub(in crate::source) fn needed(
         digests.collect()
     });
     let mut needed = Needed::default();
+    let mut known = HashSet::new();
     for layer in &manifest.layers {
         let digest = usable(layer)?;
         let archived = match &listed {
@@ -78,7 +79,7 @@ pub(in crate::source) fn needed(
                 "its archive {digest} has more than {MAX_PACKED} bytes"
             ));
         }
-        if !needed.archives.iter().any(|(known, _)| *known == digest) {
+        if known.insert(digest) {
             needed.archives.push((digest, layer.size));
         }
     }
