@@ -449,15 +449,16 @@ async fn parse<T: Send + 'static>(
 }
 
 /// The list of tags, which says what is yanked. A registry that keeps it to itself is one thing;
-/// one that cannot be asked at the moment must not make a yanked version look published.
+/// one that cannot be asked at the moment, or makes no sense, must not make a yanked version look
+/// published.
 fn known_state(what: &str, tags: Result<Arc<Tags>>) -> Result<Option<Arc<Tags>>> {
     match tags {
         Ok(tags) => Ok(Some(tags)),
-        Err(error) if error.is_outage() => Err(error),
-        Err(error) => {
+        Err(error @ (Error::NotFound { .. } | Error::Denied { .. } | Error::Rejected { .. })) => {
             debug!(%what, %error, "whether it is yanked is not known");
             Ok(None)
         }
+        Err(error) => Err(error),
     }
 }
 
