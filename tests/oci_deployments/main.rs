@@ -340,3 +340,35 @@ fn nginx_in_front_of_a_registry_is_a_mirror() {
     let nginx = Nginx::start(&origin.host);
     survives_its_origin(origin, &format!("http://127.0.0.1:{}", nginx.port));
 }
+
+#[test]
+fn publishing_behind_a_token_server_asks_for_what_it_needs_and_no_more() {
+    let tokens = TokenServer::start("Basic YWRhOmNvcnJlY3QtaG9yc2U=");
+    let registry = DockerRegistry::configured(Access::Open, None, &tokens.config());
+    let publisher = Publisher::new();
+    let base = publisher.bundle("acme/base@1.0.0", FILES);
+    let arguments = ["publish", base.to_str().unwrap(), "--oci", &registry.host];
+    push_harness::assert_fails(&publisher.run(&arguments), 2, "503");
+    assert_eq!(tokens.issued(), [""; 0]);
+
+    publisher.docker_login(&registry.host);
+    publisher.ok(&arguments);
+    let issued = tokens.issued();
+    assert!(!issued.is_empty());
+    for scope in &issued {
+        assert_eq!(scope, "repository:acme/base:pull,push");
+    }
+    // A second token is for taking blobs of the first repository, not for writing there.
+    let kit = publisher.bundle("acme/kit@1.0.0", FILES);
+    let from = ["--mount-from", "acme/base", "--json"];
+    let arguments = ["publish", kit.to_str().unwrap(), "--oci", &registry.host];
+    let published = publisher.json(&[&arguments[..], &from[..]].concat());
+    assert_eq!(published["blobsUploaded"], 0, "{published}");
+    let mut scopes = tokens.issued().split_off(issued.len());
+    scopes.sort();
+    scopes.dedup();
+    assert_eq!(
+        scopes,
+        ["repository:acme/base:pull", "repository:acme/kit:pull,push"]
+    );
+}
