@@ -225,6 +225,40 @@ fn what_oras_pushes_is_mounted_file_by_file_and_directory_by_directory() {
     assert_eq!(read, "# ü\n".as_bytes());
 }
 
+#[test]
+fn what_oras_pushes_with_a_bundles_config_has_the_paths_and_types_of_the_config() {
+    if !require_fuse() {
+        return;
+    }
+    let registry = DockerRegistry::open();
+    let scratch = tempfile::tempdir().unwrap();
+    let text = FILES[0].1;
+    let assets: Vec<_> = ["prompts/one.md", "über/two.md"]
+        .map(|path| {
+            serde_json::json!({"logical_path": path, "asset_type": "prompt",
+                "content_sha256": musherfs::digest::Digest::of(text.as_bytes()).hex()})
+        })
+        .into();
+    let config = serde_json::json!({ "assets": assets }).to_string();
+    fs::write(scratch.path().join("bundle.json"), config).unwrap();
+    fs::write(scratch.path().join("any-name"), text).unwrap();
+    let program = "import sys, oras.client\n\
+        client = oras.client.OrasClient(hostname=sys.argv[1], insecure=True)\n\
+        client.push(target=sys.argv[1] + '/acme/kit:1.0.0', files=['any-name'],\n\
+            manifest_config='bundle.json:application/vnd.musher.bundle.v1.config')";
+    let output = Command::new(oras())
+        .current_dir(scratch.path())
+        .args(["-c", program, registry.host.as_str()])
+        .output()
+        .unwrap();
+    succeeded(&output);
+    let mount = of(&registry.host).start();
+    assert_eq!(mount.names("acme/kit/"), ["prompts", "über"]);
+    for path in ["acme/kit/prompts/one.md", "acme/kit/über/two.md"] {
+        assert_eq!(mount.read(path).unwrap(), text.as_bytes());
+    }
+}
+
 /// Reads through `mirror`, then again with the origin gone and the file lost.
 fn survives_its_origin(origin: DockerRegistry, mirror: &str) {
     let publisher = Publisher::new();

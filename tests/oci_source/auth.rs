@@ -204,11 +204,18 @@ async fn a_token_server_that_is_down_is_an_outage_and_no_refusal() {
     assert!(error.is_outage(), "{error}");
 }
 
+/// Notes a login as `docker login` does.
+fn log_in(machine: &Machine, registry: &FakeRegistry, entry: &Value) -> PathBuf {
+    let path = machine.path().join("config.json");
+    let json = json!({"auths": {registry.host(): entry}});
+    fs::write(&path, json.to_string()).unwrap();
+    path
+}
+
 /// The registry as a source, with the login that is in a file like docker's.
 fn with_file(machine: &Machine, registry: &FakeRegistry, entry: &Value) -> OciSource {
-    let path = machine.path().join("config.json");
+    let path = log_in(machine, registry, entry);
     let host = registry.host();
-    fs::write(&path, json!({"auths": {&host: entry}}).to_string()).unwrap();
     OciSource::new(OciSettings {
         endpoint: host.parse().unwrap(),
         logins: LoginChain::new(None, None, LoginFiles::at(vec![path]), &host, ""),
@@ -255,4 +262,32 @@ async fn a_token_request_that_is_led_to_another_host_takes_no_login_along() {
             .iter()
             .all(|request| request.header("authorization").is_none())
     );
+}
+
+#[tokio::test]
+async fn a_login_that_changes_in_dockers_file_is_nobodys_error() {
+    for bearer in [false, true] {
+        let (registry, machine) = (FakeRegistry::start(), Machine::new());
+        let tokens = TokenServer::start(300);
+        registry.publish("acme/kit", "1.0.0", FILES);
+        let admit = |login: &str| {
+            *tokens.wants.lock().unwrap() = Some(login.to_owned());
+            tokens.revoke();
+            registry.guard(match bearer {
+                true => tokens.guard(),
+                false => Guard::Basic(login.to_owned()),
+            });
+        };
+        admit(SECRET);
+        let before = json!({"auth": SECRET.trim_start_matches("Basic ")});
+        let source = with_file(&machine, &registry, &before);
+        let version = "acme/kit@1.0.0".parse().unwrap();
+        let deadline = || Deadline::after(Duration::from_secs(30));
+        source.manifest(&version, deadline()).await.unwrap();
+
+        admit(CHANGED);
+        let after = json!({"auth": CHANGED.trim_start_matches("Basic ")});
+        log_in(&machine, &registry, &after);
+        source.manifest(&version, deadline()).await.unwrap();
+    }
 }

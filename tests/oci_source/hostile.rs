@@ -286,3 +286,51 @@ async fn a_list_of_tags_that_is_too_long_in_all_its_pages_is_left_in_the_middle(
     assert_eq!(registry.count("page=2"), 1);
     assert_eq!(registry.count("page=3"), 0);
 }
+
+#[tokio::test]
+async fn a_hundred_thousand_layers_are_files_and_too_many_are_refused() {
+    let digest = Digest::of(b"x");
+    let many = |count: usize, more: &str| {
+        let registry = FakeRegistry::start();
+        let config = registry.blob(b"{}");
+        let layers: Vec<String> = (0..count)
+            .map(|n| {
+                format!(
+                    r#"{{"mediaType":"x","digest":"{}","size":1,
+                        "annotations":{{"{}":"{n:06}"{more}}}}}"#,
+                    if more.is_empty() {
+                        digest
+                    } else {
+                        Digest::of(&n.to_le_bytes())
+                    },
+                    fake::TITLE
+                )
+            })
+            .collect();
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"x","digest":"{config}","size":2}},
+                "layers":[{}]}}"#,
+            layers.join(",")
+        );
+        registry.raw_manifest("acme/kit", "1.0.0", manifest.into_bytes());
+        registry
+    };
+    let ask = async |registry: &FakeRegistry| {
+        let machine = Machine::new();
+        let client = machine.client(&registry.host(), |overrides| {
+            overrides.metadata_timeout = Some(Duration::from_secs(300));
+        });
+        manifest(&client, "acme/kit@1.0.0").await
+    };
+    let loaded = ask(&many(100_000, "")).await.unwrap();
+    assert_eq!(loaded.manifest.files().count(), 100_000);
+
+    let error = ask(&many(150_000, "")).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+
+    // Of archives there are fewer, and none of them is fetched.
+    let archives = many(300, r#","io.deis.oras.content.unpack":"true""#);
+    let error = ask(&archives).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    assert_eq!(archives.count("/blobs/"), 0);
+}

@@ -57,6 +57,10 @@ async fn whatever_is_wrong_with_a_mirror_the_next_source_is_asked_in_the_same_re
         ("forbidden", Reply::status(403)),
         ("reset", Reply::reset()),
         ("stuck", Reply::hang()),
+        (
+            "slow",
+            Reply::bytes("x", "right").trickle(1, Duration::from_secs(2)),
+        ),
         ("cut off", Reply::bytes("x", "right").truncated(3)),
     ] {
         let (origin, mirror) = pair();

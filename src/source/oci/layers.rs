@@ -27,6 +27,10 @@ const CONTAINER_CONFIGS: [&str; 2] = [
     "application/vnd.docker.container.image.v1+json",
 ];
 
+/// Most archives of a version, which are all fetched to list its files: there is one for each
+/// directory that somebody named.
+const MAX_ARCHIVES: usize = 256;
+
 /// What the Python package `oras` calls a directory.
 const DIRECTORY: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -82,6 +86,9 @@ pub(in crate::source) fn needed(
         if known.insert(digest) {
             needed.archives.push((digest, layer.size));
         }
+    }
+    if needed.archives.len() > MAX_ARCHIVES {
+        return Err(format!("it has more than {MAX_ARCHIVES} archives"));
     }
     let packed: u64 = needed.archives.iter().map(|(_, size)| size).sum();
     if packed > MAX_PACKED {
