@@ -5,9 +5,11 @@
 mod push_harness;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use musherfs::digest::Digest;
 use push_harness::*;
+use serde_json::json;
 
 const FILES: &[(&str, &str)] = &[
     ("prompts/review.md", "Review this.\n"),
@@ -391,4 +393,60 @@ fn an_export_from_the_registry_has_its_manifest_with_all_annotations() {
         let found = elsewhere.json(&[&["resolve", reference][..], &offline].concat());
         assert_eq!(found["version"], "1.0.0+b", "{reference}");
     }
+}
+
+#[test]
+fn a_credential_helper_is_asked_for_the_login_wherever_docker_names_it() {
+    let registry = DockerRegistry::start(Access::Password, None);
+    let home = Home::new();
+    let bin = home.path().join("bin");
+    fs::create_dir_all(home.path().join(".docker")).unwrap();
+    fs::create_dir(&bin).unwrap();
+    let helper = bin.join("docker-credential-test");
+    let script = |answer: &str| {
+        let script = format!("#!/bin/sh\necho \"$1 $(cat)\" >>\"$HOME/asked\"\n{answer}\n");
+        fs::write(&helper, script).unwrap();
+        fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let config = |json: serde_json::Value| {
+        fs::write(home.path().join(".docker/config.json"), json.to_string()).unwrap();
+    };
+    let publish = |version: &str| {
+        let dir = home.bundle(&format!("acme/kit@{version}"), FILES);
+        home.command(&["publish", dir.to_str().unwrap(), "--oci", &registry.host])
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .output()
+            .unwrap()
+    };
+
+    script(&format!(
+        r#"echo '{{"ServerURL":"","Username":"{USER}","Secret":"{PASSWORD}"}}'"#
+    ));
+    for (version, settings) in [
+        ("1.0.0", json!({"credsStore": "test"})),
+        ("1.0.1", json!({"credHelpers": {&registry.host: "test"}})),
+        // As `docker login` leaves it with a store: the entry is there and says nothing.
+        (
+            "1.0.2",
+            json!({"auths": {&registry.host: {}}, "credsStore": "test"}),
+        ),
+    ] {
+        config(settings.clone());
+        let _ = fs::remove_file(home.path().join("asked"));
+        succeeded(&publish(version));
+        let asked = fs::read_to_string(home.path().join("asked")).unwrap();
+        let lines: Vec<_> = asked.lines().collect();
+        assert_eq!(lines, [format!("get {}", registry.host)], "{settings}");
+    }
+
+    script("echo 'credentials not found in native keychain'; exit 1");
+    assert_fails(&publish("1.1.0"), 2, "503");
+    script(&format!(
+        "echo 'locked, but the password is {PASSWORD}' >&2; exit 1"
+    ));
+    let failed = publish("1.1.0");
+    assert_fails(&failed, 2, "503");
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(said.contains("docker-credential-test failed"), "{said}");
+    assert!(!said.contains(PASSWORD), "{said}");
 }

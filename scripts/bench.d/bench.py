@@ -19,7 +19,8 @@ has joined its free pages, to tell this from everything else.
 
 Files: 5,000 of 4 KiB, text, in 150 nested directories, and one of 64 MiB, all cached; the network is
 an address that answers nobody. What has to be fetched comes from `musherfs registry serve` through a
-proxy that counts. The programs that read are small loops in C (driver.c) and the users' own tools.
+proxy that counts, or from an OCI registry 20 ms away, beside what curl (50 connections) and the `oras`
+package from PyPI (one file after the other) need for the same files. The programs that read are small loops in C (driver.c) and the users' own tools.
 
 Ends with 0 if all targets are reached, 1 if one is missed, 2 if it could not be measured.
 """
@@ -46,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = "1.0.0"
 READERS = 64
 MANY = 100_000
+PARTS = ("warm", "cold", "oci", "memory", "start")
 # Mounts a round for what can be done only once on each.
 FRESH_MOUNTS = 3
 
@@ -106,6 +108,8 @@ class Row:
     kinds: Counter = field(default_factory=Counter)
     # The most requests of a round that were no READs.
     others: int = 0
+    # What stands in the column of the native filesystem, if it is something else.
+    against: str = "native"
     note: str = ""
 
     def count(self, requests: Counter, passes: int = 1) -> None:
@@ -140,6 +144,7 @@ class Row:
             "unit": self.unit,
             "ratio": self.ratio,
             "peerRatio": self.peer_ratio,
+            "against": self.against,
             "median": {"native": median(self.native), "musherfs": median(self.mount), "rclone": median(self.peer)},
             "rounds": {"native": self.native, "musherfs": self.mount, "rclone": self.peer},
             "requests": self.requests,
@@ -499,6 +504,106 @@ def cold_peer(bench: Bench) -> None:
                 content.peer.append(proxy.count(FILE_REQUEST))
 
 
+# ----- a registry far away --------------------------------------------------------------------------
+
+
+class Oci:
+    """Rows about reading all of a bundle for the first time, from an OCI registry."""
+
+    FILES, FILE_SIZE, DELAY, READERS, CONNECTIONS = 2_000, 4096, 0.02, 4, 50
+    NAME = "bench/kit"
+    ORAS = "import sys, oras.client; client = oras.client.OrasClient(hostname=sys.argv[1], insecure=True); "
+    ORAS += "client.pull(target=sys.argv[1] + '/' + sys.argv[2], outdir=sys.argv[3])"
+
+    def __init__(self, bench: Bench):
+        self.bench, self.work = bench, bench.directory("oci")
+        self.root = bench.directory("oci/registry")
+        what = f"cold read of {self.FILES:,} files, OCI registry {self.DELAY * 1000:.0f} ms away, {self.READERS} readers"
+        self.beside_curl = bench.row(f"{what}: curl", "<= 1.5 x curl", reached=at_least(1 / 1.5))
+        self.beside_curl.against = f"curl, {self.CONNECTIONS} connections"
+        self.beside_oras = bench.row(f"{what}: oras", "<= 0.1 x oras", reached=at_least(10))
+        self.beside_oras.against = "oras, one by one"
+        for row in (self.beside_curl, self.beside_oras):
+            row.note = f"native is {row.against}; each round once, with nothing cached; requests: all that arrived"
+
+        log(f"an artifact of {self.FILES} files")
+        paths = fixtures.paths(self.FILES)
+        self.files = {path: fixtures.text(path, self.FILE_SIZE) for path in paths}
+        self.digests = fixtures.write_artifact(self.root, self.NAME, VERSION, self.files)
+        # Each reader has its own part of the bundle.
+        self.lists = []
+        for reader in range(self.READERS):
+            part = paths[reader * len(paths) // self.READERS : (reader + 1) * len(paths) // self.READERS]
+            file = self.work / f"files-{reader}.txt"
+            file.write_text("".join(f"{path}\n" for path in part))
+            self.lists.append(file)
+
+    def run(self) -> None:
+        """All rounds: everybody takes turns, each time with nothing cached.
+
+        What they leave stays until the end: ext4 makes files slowly where many were removed just before.
+        """
+        rounds = max(self.bench.rounds, 3)
+        with services.SlowRegistry(self.root, self.DELAY, self.work / "registry.log") as registry:
+            for number in range(rounds):
+                log(f"oci: round {number + 1} of {rounds}")
+                turns = [self.mounted, self.fetched]
+                for turn in turns if number % 2 == 0 else reversed(turns):
+                    turn(registry, number)
+            # Once: it waits for the registry two thousand times, which takes as long every time.
+            log("oci: oras, one file after the other")
+            seconds = self.pulled(registry)
+        self.beside_oras.native = [seconds] * rounds
+        self.beside_oras.mount = self.beside_curl.mount
+        self.beside_oras.requests = self.beside_curl.requests
+
+    def mounted(self, registry, number: int) -> None:
+        """The readers' turn, from the first name on."""
+        home = self.bench.directory(f"oci/home-{number}")
+        option = f"--oci={registry.url}"
+        with Musherfs(self.bench.program, home, self.bench.work / "mnt", option) as mount:
+            place = mount.directory / f"{self.NAME}@{VERSION}"
+            before = registry.count()
+            begin = time.monotonic()
+            readers = [
+                subprocess.Popen([self.bench.driver, "read", place, part, "1"], stdout=subprocess.PIPE)
+                for part in self.lists
+            ]
+            outputs = [reader.communicate()[0] for reader in readers]
+            self.beside_curl.mount.append(time.monotonic() - begin)
+            self.beside_curl.requests.append(registry.count() - before)
+            if any(reader.returncode for reader in readers):
+                raise Failed("a reader of the mount failed")
+            read = sum(int(output.split()[1]) for output in outputs)
+            if read != self.FILES * self.FILE_SIZE:
+                raise Failed(f"the readers got {read} bytes")
+
+    def fetched(self, registry, number: int) -> None:
+        """The same blobs by curl, into files."""
+        place = self.bench.directory(f"oci/curl-{number}")
+        urls = self.work / "urls.txt"
+        lines = (f'url = "{registry.url}/v2/{self.NAME}/blobs/{digest}"\noutput = "{digest[7:]}"\n' for digest in self.digests)
+        urls.write_text("".join(lines))
+        command = ["curl", "--silent", "--fail", "--parallel", "--parallel-max", str(self.CONNECTIONS)]
+        command += ["--config", urls]
+        begin = time.monotonic()
+        check(command, cwd=place)
+        self.beside_curl.native.append(time.monotonic() - begin)
+        if len(list(place.iterdir())) != self.FILES:
+            raise Failed("curl did not fetch everything")
+
+    def pulled(self, registry) -> float:
+        """The same artifact by a client that asks for one file after the other."""
+        python = HERE.parent.parent / "target" / "venv" / "bin" / "python3"
+        place = self.bench.directory("oci/oras")
+        begin = time.monotonic()
+        check([python, "-c", self.ORAS, registry.host, f"{self.NAME}:{VERSION}", place], cwd=place)
+        seconds = time.monotonic() - begin
+        if len([path for path in place.rglob("*") if path.is_file()]) != self.FILES:
+            raise Failed("oras did not pull everything")
+        return seconds
+
+
 # ----- memory and time to start ---------------------------------------------------------------------
 
 
@@ -671,14 +776,14 @@ def arguments():
     parser.add_argument("--dir", type=Path, metavar="DIR", help="work below DIR ($TMPDIR, or /var/tmp)")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without rclone")
     parser.add_argument(
-        "--only", metavar="PARTS", default="warm,cold,memory,start", help="some of: warm,cold,memory,start"
+        "--only", metavar="PARTS", default=",".join(PARTS), help=f"some of: {','.join(PARTS)}"
     )
     options = parser.parse_args()
     options.rounds = max(1, options.rounds or (3 if options.quick else 7))
     options.passes = max(1, options.passes or (5 if options.quick else 9))
     options.cold_rounds = 1 if options.quick else 3
     options.parts = set(options.only.split(","))
-    if unknown := options.parts - {"warm", "cold", "memory", "start"}:
+    if unknown := options.parts - set(PARTS):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     options.dir = options.dir or Path(os.environ.get("TMPDIR") or "/var/tmp")
     return options
@@ -703,6 +808,8 @@ def main() -> int:
             cold(bench)
             if options.peer:
                 cold_peer(bench)
+        if "oci" in options.parts:
+            Oci(bench).run()
         if "memory" in options.parts:
             many_files(bench)
             if options.peer and not options.quick:

@@ -154,6 +154,43 @@ def write_definition(root: Path, name: str, version: str, files: dict[str, bytes
     (root / "musher.yaml").write_text(json.dumps(definition))
 
 
+def write_artifact(root: Path, name: str, version: str, files: dict[str, bytes]) -> list[str]:
+    """What an OCI registry says about a published bundle, below the paths that it is asked for; the
+    digests of the files."""
+
+    def put(path: str, content: bytes) -> None:
+        file = root / "v2" / name / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    def blob(content: bytes, kind: str, **more) -> dict:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        put(f"blobs/{digest}", content)
+        return {"mediaType": kind, "digest": digest, "size": len(content), **more}
+
+    kind = "application/vnd.musher.bundle.v1"
+    layers = [
+        blob(content, f"{kind}.asset", annotations={"org.opencontainers.image.title": path})
+        for path, content in files.items()
+    ]
+    assets = [
+        {"logical_path": path, "asset_type": "prompt", "content_sha256": layer["digest"].partition(":")[2]}
+        for path, layer in zip(files, layers)
+    ]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(json.dumps({"assets": assets}).encode(), f"{kind}.config"),
+        "layers": layers,
+        "annotations": {"org.opencontainers.image.version": version},
+    }
+    content = json.dumps(manifest).encode()
+    for reference in (version, f"sha256:{hashlib.sha256(content).hexdigest()}"):
+        put(f"manifests/{reference}", content)
+    put("tags/list", json.dumps({"name": name, "tags": [version]}).encode())
+    return [layer["digest"] for layer in layers]
+
+
 def _write_json(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))

@@ -12,8 +12,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 # Seconds to wait for anything here; far more than it takes.
@@ -210,6 +212,35 @@ class Registry:
     def __exit__(self, *_):
         end(self.process)
         self.process.stdout.close()
+
+
+class SlowRegistry:
+    """An OCI registry on loopback that takes its time; see slow_registry.py."""
+
+    def __init__(self, root: Path, delay: float, log: Path):
+        program = Path(__file__).with_name("slow_registry.py")
+        self.command = [sys.executable, str(program), str(root), str(delay)]
+        self.log = log
+
+    def __enter__(self):
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=log, text=True)
+        line = self.process.stdout.readline()
+        if not line.startswith("listening on http://"):
+            self.__exit__()
+            raise Failed(f"the slow registry said {line!r}: {Path(self.log).read_text()}")
+        self.url = line.split()[-1]
+        self.host = self.url.removeprefix("http://")
+        return self
+
+    def __exit__(self, *_):
+        end(self.process)
+        self.process.stdout.close()
+
+    def count(self) -> int:
+        """How many requests have come so far."""
+        with urllib.request.urlopen(f"{self.url}/requests", timeout=PATIENCE) as answer:
+            return int(answer.read())
 
 
 class CountingProxy:

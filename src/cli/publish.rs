@@ -21,6 +21,7 @@ use crate::reference::{BundleId, VersionRef};
 #[command(after_help = "\
 Examples:
   musherfs publish ./my-bundle --oci ghcr.io/my-org --tag latest
+  musherfs publish ./my-fork --oci ghcr.io/my-org --mount-from acme/code-review
   musherfs publish --oci localhost:5000 --json")]
 pub(super) struct Args {
     /// The directory that has the musher.yaml
@@ -41,8 +42,11 @@ pub(super) struct PushArgs {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Tag>,
 
-    /// Another bundle of the registry that has many of the same files: the registry is asked to
-    /// take them from there
+    /// Another bundle of the registry that has many of the same files, such as the one that this is
+    /// a fork of: the registry takes them from there, and only what is new is sent
+    ///
+    /// The login must be allowed to read it. Files of the bundle's own earlier versions are never
+    /// sent again, with or without this.
     #[arg(long, value_name = "NAMESPACE/BUNDLE")]
     mount_from: Option<BundleId>,
 

@@ -118,8 +118,12 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
         let guarded = Arc::new(Guarded::new(Arc::clone(&source) as Arc<dyn Source>));
         sources.breakers.configured.push(Arc::clone(&guarded));
         if config.has_api() {
-            sources.content.push(Arc::new(ContentOnly::new(guarded)));
-            artifacts = Some(Artifacts::In(source));
+            let content = ContentOnly::new(Arc::clone(&guarded) as _);
+            sources.content.push(Arc::new(content));
+            artifacts = Some(Artifacts::In {
+                oci: source,
+                guard: guarded,
+            });
         } else {
             sources.names.push(Arc::clone(&guarded) as Arc<dyn Source>);
             sources.content.push(guarded);

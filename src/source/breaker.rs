@@ -172,7 +172,13 @@ impl Guarded {
         }
     }
 
-    async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    /// Does `work`, which asks the guarded source in another way than as a [`Source`], if the source
+    /// is not left alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or the last outage's.
+    pub(super) async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut probe = self.admit()?;
         let result = work.await;
         let is_probe = probe.is_some();

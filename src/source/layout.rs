@@ -14,14 +14,14 @@ pub use dir::{Layout, MAX_INDEX};
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
 use tokio::io::AsyncReadExt as _;
 
-use super::oci::archive::{Archive, MAX_PACKED, MAX_UNPACKED};
+use super::oci::archive::{Archive, Archives, MAX_PACKED, MAX_UNPACKED};
 use super::oci::layers;
 use super::oci::listing::Tags;
 use super::oci::model::{BundleConfig, DESCRIPTION, Descriptor, ImageManifest, MAX_BLOB, TITLE};
@@ -34,8 +34,8 @@ use crate::reference::{
     BundleId, BundleRef, HostId, Namespace, Selector, Slug, Version, VersionRef,
 };
 
-/// Most archives that stay in memory.
-const MOST_ARCHIVES: NonZeroUsize = NonZeroUsize::new(2).expect("not zero");
+/// Most manifests of which it is remembered what they are in.
+const MOST_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// How much of a file is read at a time.
 const PIECE: usize = 256 << 10;
 
@@ -49,14 +49,13 @@ pub struct LayoutSource {
 #[derive(Debug)]
 struct Shared {
     layout: Layout,
-    archives: Mutex<LruCache<Digest, Arc<Archive>>>,
+    archives: Archives,
+    /// The archives of the manifests that were read; most have none.
+    packed: Mutex<LruCache<Digest, Packed>>,
 }
 
-/// An artifact that was read and understood.
-struct Artifact {
-    document: Document,
-    archives: Vec<Arc<Archive>>,
-}
+/// The digests and sizes of a manifest's archives.
+type Packed = Arc<[(Digest, u64)]>;
 
 impl LayoutSource {
     /// Opens the layout in `path` and reads its index.
@@ -70,7 +69,8 @@ impl LayoutSource {
             name: format!("OCI layout {}", layout.path().display()),
             shared: Arc::new(Shared {
                 layout,
-                archives: Mutex::new(LruCache::new(MOST_ARCHIVES)),
+                archives: Archives::default(),
+                packed: Mutex::new(LruCache::new(MOST_MANIFESTS)),
             }),
         })
     }
@@ -219,7 +219,7 @@ impl Shared {
     }
 
     /// Reads a version's manifest, its config, and archives if it has some.
-    fn artifact(&self, version: &VersionRef) -> Result<Artifact> {
+    fn artifact(&self, version: &VersionRef) -> Result<(Document, Packed)> {
         let what = version.to_string();
         let tags = self.tags(&version.bundle)?;
         let tag = tag_of(&version.version);
@@ -238,23 +238,52 @@ impl Shared {
             None
         };
         let needed = layers::needed(&manifest, config.as_ref()).map_err(refused)?;
+        let packed: Packed = needed.archives.into();
+        if let Some(image) = entry.sha256() {
+            self.packed().put(image, Arc::clone(&packed));
+        }
         let mut archives = HashMap::new();
         let mut unpacked = 0;
-        for (digest, size) in needed.archives {
-            let archive = self.archive(digest, size, &what)?;
-            unpacked += archive.memory();
-            if unpacked as u64 > MAX_UNPACKED {
-                return Err(refused("its archives unpack to too much".into()));
+        for (digest, size) in packed.iter() {
+            let archive = self.archive(*digest, *size, &what)?;
+            unpacked += archive.unpacked();
+            if unpacked > MAX_UNPACKED {
+                return Err(refused("its archives unpack to too much together".into()));
             }
-            archives.insert(digest, archive);
+            archives.insert(*digest, archive);
         }
         let files = layers::files(&manifest, config, &archives).map_err(refused)?;
         let mut document = self.document(version, &tags, entry, &manifest);
         document.layers = Some(files);
-        Ok(Artifact {
-            document,
-            archives: archives.into_values().collect(),
-        })
+        Ok((document, packed))
+    }
+
+    /// The map is consistent after every statement, so a poisoned lock is still good.
+    fn packed(&self) -> MutexGuard<'_, LruCache<Digest, Packed>> {
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The archive of a manifest that has a file with this content.
+    fn archive_with(
+        &self,
+        version: &VersionRef,
+        image: Option<Digest>,
+        content: Digest,
+    ) -> Result<Option<Arc<Archive>>> {
+        let known = image.and_then(|image| self.packed().get(&image).cloned());
+        let packed = match known {
+            Some(packed) => packed,
+            // Of another session: the cache knows the files, but not what they are in.
+            None => self.artifact(version)?.1,
+        };
+        let what = version.to_string();
+        for (digest, size) in packed.iter() {
+            let archive = self.archive(*digest, *size, &what)?;
+            if archive.has(content) {
+                return Ok(Some(archive));
+            }
+        }
+        Ok(None)
     }
 
     /// What the index names and the directory does not have makes the layout unusable; the version
@@ -270,9 +299,8 @@ impl Shared {
     }
 
     fn archive(&self, digest: Digest, size: u64, what: &str) -> Result<Arc<Archive>> {
-        let lock = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(archive) = lock().get(&digest) {
-            return Ok(Arc::clone(archive));
+        if let Some(archive) = self.archives.get(digest) {
+            return Ok(archive);
         }
         let limit = size.min(MAX_PACKED);
         let packed = self
@@ -281,7 +309,7 @@ impl Shared {
             .map_err(|error| self.missing(error, what))?;
         let archive = Archive::read(packed).map_err(|reason| self.malformed(what, reason))?;
         let archive = Arc::new(archive);
-        lock().put(digest, Arc::clone(&archive));
+        self.archives.keep(digest, Arc::clone(&archive));
         Ok(archive)
     }
 
@@ -359,7 +387,7 @@ impl Source for LayoutSource {
     async fn manifest(&self, version: &VersionRef, deadline: Deadline) -> Result<Document> {
         let wanted = version.clone();
         self.blocking(&version.to_string(), deadline, move |shared| {
-            Ok(shared.artifact(&wanted)?.document)
+            shared.artifact(&wanted).map(|(document, _)| document)
         })
         .await
     }
@@ -386,11 +414,15 @@ impl Source for LayoutSource {
             Err(Error::NotFound { .. }) => {
                 // The last resort: in an archive.
                 let version = manifest.id().clone();
-                let artifact = self
-                    .blocking(&what, deadline, move |shared| shared.artifact(&version))
+                let image = manifest.info().oci_digest.as_deref();
+                let image: Option<Digest> = image.and_then(|image| image.parse().ok());
+                let archive = self
+                    .blocking(&what, deadline, move |shared| {
+                        shared.archive_with(&version, image, digest)
+                    })
                     .await?;
-                let mut contents = artifact.archives.iter();
-                return match contents.find_map(|archive| archive.content(digest)) {
+                let content = archive.as_ref().and_then(|archive| archive.content(digest));
+                return match content {
                     Some(content) => sink.write(content),
                     None => Err(self.shared.missing(Error::not_found(&what), &what)),
                 };

@@ -6,7 +6,9 @@
 //! have is not absent. A mirror gets one attempt and half of the reader's remaining time, and one
 //! that fails or lies is left alone for a while (see [`Guarded::strict`]).
 //!
-//! No login of the origin ever goes to a mirror.
+//! A mirror is shown the login that is filed for its own host, if there is one, and never what was
+//! given for the origin: not its key, not its token, not the login on the command line. Only where
+//! both are on one host (name and port) is the filed login the same, as it is for `docker`.
 
 use std::sync::Arc;
 

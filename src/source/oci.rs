@@ -48,7 +48,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Info, Layer, Manifest};
 use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
-use archive::Archive;
+use archive::{Archive, Archives};
 use client::RegistryClient;
 use listing::{Catalog, Tags};
 use model::{BundleConfig, DESCRIPTION, ImageManifest, MAX_MANIFEST};
@@ -62,9 +62,6 @@ const CATALOG_LIFE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Most versions that are tried for an alias whose manifest does not say which one it is.
 const MOST_TRIED: usize = 32;
-/// Most archives that stay in memory, by their number and by their bytes.
-const MOST_ARCHIVES: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
-const ARCHIVE_MEMORY: usize = 128 << 20;
 
 /// Which registry, and as whom.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ struct Inner {
     client: RegistryClient,
     tags: Mutex<LruCache<BundleId, (Instant, Arc<Tags>)>>,
     catalog: Mutex<Option<(Instant, Arc<Catalog>)>>,
-    archives: Mutex<LruCache<Digest, Arc<Archive>>>,
+    archives: Archives,
     /// The archives of the manifests that were seen in this session; most have none.
     packed: Mutex<LruCache<Digest, Packed>>,
 }
@@ -160,7 +157,7 @@ impl OciSource {
                 client,
                 tags: Mutex::new(LruCache::new(TAGS)),
                 catalog: Mutex::default(),
-                archives: Mutex::new(LruCache::new(MOST_ARCHIVES)),
+                archives: Archives::default(),
                 packed: Mutex::new(LruCache::new(TAGS)),
             }),
             tag_flights: SingleFlight::default(),
@@ -288,9 +285,9 @@ impl OciSource {
             let archive = self
                 .archive(repository, *layer, *size, what, deadline)
                 .await?;
-            unpacked += archive.memory();
-            if unpacked as u64 > archive::MAX_UNPACKED {
-                return Err(refused("its archives unpack to too much".into()));
+            unpacked += archive.unpacked();
+            if unpacked > archive::MAX_UNPACKED {
+                return Err(refused("its archives unpack to too much together".into()));
             }
             archives.insert(*layer, archive);
         }
@@ -452,15 +449,16 @@ async fn parse<T: Send + 'static>(
 }
 
 /// The list of tags, which says what is yanked. A registry that keeps it to itself is one thing;
-/// one that cannot be asked at the moment must not make a yanked version look published.
+/// one that cannot be asked at the moment, or makes no sense, must not make a yanked version look
+/// published.
 fn known_state(what: &str, tags: Result<Arc<Tags>>) -> Result<Option<Arc<Tags>>> {
     match tags {
         Ok(tags) => Ok(Some(tags)),
-        Err(error) if error.is_outage() => Err(error),
-        Err(error) => {
+        Err(error @ (Error::NotFound { .. } | Error::Denied { .. } | Error::Rejected { .. })) => {
             debug!(%what, %error, "whether it is yanked is not known");
             Ok(None)
         }
+        Err(error) => Err(error),
     }
 }
 

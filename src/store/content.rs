@@ -258,9 +258,10 @@ impl Store {
     ) -> Result<Vec<u8>> {
         let wanted = Wanted::new(loaded, file_entry(loaded, index)?);
         self.tell_read(wanted.digest);
-        if self.cache.blob_size(wanted.digest).is_none() {
-            self.note_cold(loaded, index);
-        }
+        let _waiting = match self.cache.blob_size(wanted.digest) {
+            None => self.note_cold(loaded, index),
+            Some(_) => None,
+        };
         // Again if it changed: another tool may touch or damage the file at any moment.
         for _ in 0..3 {
             let verified = self.obtain(&wanted, deadline).await?;
@@ -433,6 +434,12 @@ impl Store {
         wanted: &Wanted,
         before: Option<BadFile>,
     ) -> Result<Option<Verified>, BadFile> {
+        // Hashing takes a thread that may be kept busy. To find that there is nothing to hash takes
+        // microseconds, and waking a thread for it many times that: most blobs that are fetched have
+        // never been here.
+        if self.cache.open_blob(wanted.digest).is_none() && self.copy_of(wanted).is_none() {
+            return Ok(None);
+        }
         let (store, wanted) = (Arc::clone(self), wanted.clone());
         let work = tokio::task::spawn_blocking(move || {
             let Some(file) = store.cache.open_blob(wanted.digest) else {
@@ -468,11 +475,16 @@ impl Store {
         (hash(file).ok()? == wanted.digest).then_some(fingerprint)
     }
 
-    /// Takes a file that another tool extracted as the blob, if its bytes are right.
-    fn adopt_copy(&self, wanted: &Wanted) -> Option<Verified> {
+    /// The file that another tool extracted, if there is one.
+    fn copy_of(&self, wanted: &Wanted) -> Option<File> {
         let manifest = &wanted.loaded.manifest;
         let path: LogicalPath = manifest.entry(wanted.index)?.path().parse().ok()?;
-        let copy = self.cache.legacy_copy(manifest.id(), &path)?;
+        self.cache.legacy_copy(manifest.id(), &path)
+    }
+
+    /// Takes a file that another tool extracted as the blob, if its bytes are right.
+    fn adopt_copy(&self, wanted: &Wanted) -> Option<Verified> {
+        let copy = self.copy_of(wanted)?;
         self.hash_file(wanted, &copy)?;
         let mut writer = self.cache.blob_writer(wanted.size);
         let mut chunk = vec![0; 256 << 10];

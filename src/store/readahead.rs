@@ -2,8 +2,9 @@
 //!
 //! One cold file fetches one file. The second starts fetching its siblings, nearest in the sorted
 //! table first, within a window: at most the configured bytes fetched or under way but not yet read,
-//! and [`MOST_IN_FLIGHT`] requests at a time. The window is refilled by reading on and stays as it is
-//! when the readers stop. Where what is missing is small and a source can send it in one answer
+//! and [`MOST_IN_FLIGHT`] requests at a time. The window is refilled by reading on, and while somebody
+//! waits for a file also by whatever else arrives: readers who wait cannot read on, and the way to
+//! the registry would be empty until their file comes. It stays as it is when the readers stop. Where what is missing is small and a source can send it in one answer
 //! (`:pull`), that is asked for once instead; readers who come meanwhile wait for it.
 
 use std::collections::{HashMap, HashSet};
@@ -17,6 +18,7 @@ use super::{Loaded, Store, lock};
 use crate::error::Error;
 use crate::manifest::Entry;
 use crate::metrics::Counter;
+use crate::reference::VersionRef;
 use crate::source::{Deadline, Source};
 
 /// Most requests that read-ahead has under way for one version.
@@ -42,6 +44,10 @@ pub(super) struct Progress {
     /// Bytes of files fetched ahead, or under way, that nobody has read yet.
     unread: HashMap<u32, u64>,
     in_flight: usize,
+    /// The files that readers are waiting for, once for each.
+    waited_for: Vec<u32>,
+    /// Whose neighbours are next, so that all who wait get some.
+    turn: usize,
     /// The one answer with everything, while it is under way; `true` when it is over.
     pull: Option<watch::Receiver<bool>>,
 }
@@ -49,6 +55,31 @@ pub(super) struct Progress {
 impl Progress {
     fn is_active(&self) -> bool {
         self.cold.len() >= 2
+    }
+
+    /// One of the files that somebody waits for, another one each time.
+    fn next_waited_for(&mut self) -> Option<u32> {
+        let next = self.turn.checked_rem(self.waited_for.len())?;
+        self.turn = next + 1;
+        self.waited_for.get(next).copied()
+    }
+}
+
+/// A reader who waits for a file, until this is dropped.
+pub(super) struct Waiting {
+    store: Arc<Store>,
+    version: VersionRef,
+    index: u32,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(progress) = lock(&self.store.ahead).get_mut(&self.version) {
+            let waited_for = &mut progress.waited_for;
+            if let Some(at) = waited_for.iter().position(|&file| file == self.index) {
+                waited_for.swap_remove(at);
+            }
+        }
     }
 }
 
@@ -60,10 +91,10 @@ enum Plan {
 }
 
 impl Store {
-    /// A reader waits for a file that is not cached.
-    pub(super) fn note_cold(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32) {
+    /// A reader waits for a file that is not cached, as long as the answer is held.
+    pub(super) fn note_cold(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32) -> Option<Waiting> {
         if self.policy.readahead == 0 || self.sources.is_empty() {
-            return;
+            return None;
         }
         {
             let mut ahead = lock(&self.ahead);
@@ -75,8 +106,15 @@ impl Store {
                 progress.cold.insert(index);
             }
             progress.seen.insert(index);
+            progress.waited_for.push(index);
         }
+        let waiting = Waiting {
+            store: Arc::clone(self),
+            version: loaded.manifest.id().clone(),
+            index,
+        };
         self.read_ahead(loaded, index);
+        Some(waiting)
     }
 
     /// A reader got bytes of a file, wherever they came from.
@@ -237,18 +275,27 @@ impl Store {
     async fn fetch_ahead(self: Arc<Self>, loaded: &Arc<Loaded>, file: u32) {
         let deadline = Deadline::after(self.policy.content_timeout);
         let answer = self.fetch_file(loaded, file, deadline).await;
-        let mut ahead = lock(&self.ahead);
-        let Some(progress) = ahead.get_mut(loaded.manifest.id()) else {
-            return;
-        };
-        progress.in_flight = progress.in_flight.saturating_sub(1);
-        match answer {
-            Ok(()) => self.metrics.count(Counter::ReadAhead),
-            Err(error) => {
-                debug!(version = %loaded.manifest.id(), file, %error, "read-ahead failed");
-                // Its reader will try for itself.
-                progress.unread.remove(&file);
+        let next = {
+            let mut ahead = lock(&self.ahead);
+            let Some(progress) = ahead.get_mut(loaded.manifest.id()) else {
+                return;
+            };
+            progress.in_flight = progress.in_flight.saturating_sub(1);
+            match answer {
+                Ok(()) => {
+                    self.metrics.count(Counter::ReadAhead);
+                    progress.next_waited_for()
+                }
+                Err(error) => {
+                    debug!(version = %loaded.manifest.id(), file, %error, "read-ahead failed");
+                    // Its reader will try for itself.
+                    progress.unread.remove(&file);
+                    None
+                }
             }
+        };
+        if let Some(index) = next {
+            self.read_ahead(loaded, index);
         }
     }
 

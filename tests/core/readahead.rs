@@ -108,6 +108,22 @@ async fn at_most_sixty_four_requests_are_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_a_reader_waits_whatever_arrives_makes_room_for_the_next() {
+    let (machine, fake) = (Machine::new(), registry(200));
+    let process = machine.process(&[&fake]);
+    read(&process, &[100]).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = Arc::clone(&gate);
+    fake.set_rule(move |call| (call == "blob 101.md").then(|| Fault::Wait(Arc::clone(&waiting))));
+    let watching = async {
+        quiet().await;
+        assert_eq!(fake.count("blob"), 200);
+        gate.add_permits(1);
+    };
+    tokio::join!(read(&process, &[101]), watching);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_window_every_file_is_its_own() {
     let (machine, fake) = (Machine::new(), registry(10));
     fake.serve_pulls();

@@ -225,6 +225,40 @@ fn what_oras_pushes_is_mounted_file_by_file_and_directory_by_directory() {
     assert_eq!(read, "# ü\n".as_bytes());
 }
 
+#[test]
+fn what_oras_pushes_with_a_bundles_config_has_the_paths_and_types_of_the_config() {
+    if !require_fuse() {
+        return;
+    }
+    let registry = DockerRegistry::open();
+    let scratch = tempfile::tempdir().unwrap();
+    let text = FILES[0].1;
+    let assets: Vec<_> = ["prompts/one.md", "über/two.md"]
+        .map(|path| {
+            serde_json::json!({"logical_path": path, "asset_type": "prompt",
+                "content_sha256": musherfs::digest::Digest::of(text.as_bytes()).hex()})
+        })
+        .into();
+    let config = serde_json::json!({ "assets": assets }).to_string();
+    fs::write(scratch.path().join("bundle.json"), config).unwrap();
+    fs::write(scratch.path().join("any-name"), text).unwrap();
+    let program = "import sys, oras.client\n\
+        client = oras.client.OrasClient(hostname=sys.argv[1], insecure=True)\n\
+        client.push(target=sys.argv[1] + '/acme/kit:1.0.0', files=['any-name'],\n\
+            manifest_config='bundle.json:application/vnd.musher.bundle.v1.config')";
+    let output = Command::new(oras())
+        .current_dir(scratch.path())
+        .args(["-c", program, registry.host.as_str()])
+        .output()
+        .unwrap();
+    succeeded(&output);
+    let mount = of(&registry.host).start();
+    assert_eq!(mount.names("acme/kit/"), ["prompts", "über"]);
+    for path in ["acme/kit/prompts/one.md", "acme/kit/über/two.md"] {
+        assert_eq!(mount.read(path).unwrap(), text.as_bytes());
+    }
+}
+
 /// Reads through `mirror`, then again with the origin gone and the file lost.
 fn survives_its_origin(origin: DockerRegistry, mirror: &str) {
     let publisher = Publisher::new();
@@ -339,4 +373,36 @@ fn nginx_in_front_of_a_registry_is_a_mirror() {
     let origin = DockerRegistry::open();
     let nginx = Nginx::start(&origin.host);
     survives_its_origin(origin, &format!("http://127.0.0.1:{}", nginx.port));
+}
+
+#[test]
+fn publishing_behind_a_token_server_asks_for_what_it_needs_and_no_more() {
+    let tokens = TokenServer::start("Basic YWRhOmNvcnJlY3QtaG9yc2U=");
+    let registry = DockerRegistry::configured(Access::Open, None, &tokens.config());
+    let publisher = Publisher::new();
+    let base = publisher.bundle("acme/base@1.0.0", FILES);
+    let arguments = ["publish", base.to_str().unwrap(), "--oci", &registry.host];
+    push_harness::assert_fails(&publisher.run(&arguments), 2, "503");
+    assert_eq!(tokens.issued(), [""; 0]);
+
+    publisher.docker_login(&registry.host);
+    publisher.ok(&arguments);
+    let issued = tokens.issued();
+    assert!(!issued.is_empty());
+    for scope in &issued {
+        assert_eq!(scope, "repository:acme/base:pull,push");
+    }
+    // A second token is for taking blobs of the first repository, not for writing there.
+    let kit = publisher.bundle("acme/kit@1.0.0", FILES);
+    let from = ["--mount-from", "acme/base", "--json"];
+    let arguments = ["publish", kit.to_str().unwrap(), "--oci", &registry.host];
+    let published = publisher.json(&[&arguments[..], &from[..]].concat());
+    assert_eq!(published["blobsUploaded"], 0, "{published}");
+    let mut scopes = tokens.issued().split_off(issued.len());
+    scopes.sort();
+    scopes.dedup();
+    assert_eq!(
+        scopes,
+        ["repository:acme/base:pull", "repository:acme/kit:pull,push"]
+    );
 }

@@ -3,6 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
+use musherfs::credentials::docker::{LoginChain, LoginFiles};
+use musherfs::source::Source;
+use musherfs::source::http::{HttpClient, HttpSettings};
+use musherfs::source::oci::{OciSettings, OciSource};
+use serde_json::{Value, json};
+
 use super::fake::{Guard, TokenServer};
 use super::fault_server::{FaultServer, Reply};
 use super::*;
@@ -196,4 +202,92 @@ async fn a_token_server_that_is_down_is_an_outage_and_no_refusal() {
     });
     let error = manifest(&client, "acme/kit").await.unwrap_err();
     assert!(error.is_outage(), "{error}");
+}
+
+/// Notes a login as `docker login` does.
+fn log_in(machine: &Machine, registry: &FakeRegistry, entry: &Value) -> PathBuf {
+    let path = machine.path().join("config.json");
+    let json = json!({"auths": {registry.host(): entry}});
+    fs::write(&path, json.to_string()).unwrap();
+    path
+}
+
+/// The registry as a source, with the login that is in a file like docker's.
+fn with_file(machine: &Machine, registry: &FakeRegistry, entry: &Value) -> OciSource {
+    let path = log_in(machine, registry, entry);
+    let host = registry.host();
+    OciSource::new(OciSettings {
+        endpoint: host.parse().unwrap(),
+        logins: LoginChain::new(None, None, LoginFiles::at(vec![path]), &host, ""),
+        http: HttpClient::new(&HttpSettings::default()).unwrap(),
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_token_request_that_is_led_to_another_host_takes_no_login_along() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    registry.publish("acme/kit", "1.0.0", FILES);
+    let stranger = FaultServer::start(|_| Reply::json(&json!({"token": "of a stranger"})));
+    let there = format!("{}/token", stranger.url());
+    let tokens = FaultServer::start(move |_| Reply::redirect(&there).with_status(307));
+    let realm = format!("{}/token", tokens.url());
+    registry.guard(Guard::Bearer(realm, Arc::default()));
+    let bundle = "acme/kit".parse().unwrap();
+    let deadline = || Deadline::after(Duration::from_secs(30));
+
+    // In the body of a POST.
+    let source = with_file(
+        &machine,
+        &registry,
+        &json!({"identitytoken": "very-secret"}),
+    );
+    let error = source.versions(&bundle, deadline()).await.unwrap_err();
+    assert!(!error.to_string().contains("very-secret"), "{error}");
+    assert_eq!(tokens.requests()[0].method, "POST");
+    assert_eq!(stranger.requests().len(), 0);
+
+    // In a header.
+    let source = with_file(&machine, &registry, &json!({"auth": "YWRhOnNlY3JldA=="}));
+    source.versions(&bundle, deadline()).await.unwrap_err();
+    let shown: Vec<_> = tokens
+        .requests()
+        .iter()
+        .map(|r| r.header("authorization").map(str::to_owned))
+        .collect();
+    assert!(shown.contains(&Some(SECRET.to_owned())), "{shown:?}");
+    assert!(
+        stranger
+            .requests()
+            .iter()
+            .all(|request| request.header("authorization").is_none())
+    );
+}
+
+#[tokio::test]
+async fn a_login_that_changes_in_dockers_file_is_nobodys_error() {
+    for bearer in [false, true] {
+        let (registry, machine) = (FakeRegistry::start(), Machine::new());
+        let tokens = TokenServer::start(300);
+        registry.publish("acme/kit", "1.0.0", FILES);
+        let admit = |login: &str| {
+            *tokens.wants.lock().unwrap() = Some(login.to_owned());
+            tokens.revoke();
+            registry.guard(match bearer {
+                true => tokens.guard(),
+                false => Guard::Basic(login.to_owned()),
+            });
+        };
+        admit(SECRET);
+        let before = json!({"auth": SECRET.trim_start_matches("Basic ")});
+        let source = with_file(&machine, &registry, &before);
+        let version = "acme/kit@1.0.0".parse().unwrap();
+        let deadline = || Deadline::after(Duration::from_secs(30));
+        source.manifest(&version, deadline()).await.unwrap();
+
+        admit(CHANGED);
+        let after = json!({"auth": CHANGED.trim_start_matches("Basic ")});
+        log_in(&machine, &registry, &after);
+        source.manifest(&version, deadline()).await.unwrap();
+    }
 }

@@ -233,3 +233,104 @@ async fn a_registry_that_never_answers_is_waited_for_until_the_deadline() {
     let error = read_of(&client, &loaded, "a").await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn archives_that_explode_together_are_refused() {
+    let zeros = |mib: usize| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        for _ in 0..mib {
+            gzip.write_all(&[0; 1 << 20]).unwrap();
+        }
+        gzip.finish().unwrap()
+    };
+    for (mib, refused_for) in [(60, None), (70, Some("together"))] {
+        let registry = with(|r| {
+            let directory = |title: &str, bytes: &[u8]| {
+                let mut layer =
+                    r.layer(title, bytes, "application/vnd.oci.image.layer.v1.tar+gzip");
+                layer["annotations"]["io.deis.oras.content.unpack"] = json!("true");
+                layer
+            };
+            let (a, b) = (zeros(mib), zeros(mib - 4));
+            let file = r.layer("a.md", b"a", "text/markdown");
+            r.artifact(&[directory("skills", &a), directory("prompts", &b), file])
+        });
+        let machine = Machine::new();
+        let answer = manifest(&machine.plain(&registry), "acme/kit@1.0.0").await;
+        match refused_for {
+            None => assert_eq!(paths(&answer.unwrap()), ["a.md"]),
+            Some(reason) => {
+                let error = answer.unwrap_err();
+                assert!(matches!(error, Error::Malformed { .. }), "{error}");
+                assert!(error.to_string().contains(reason), "{error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_tags_that_is_too_long_in_all_its_pages_is_left_in_the_middle() {
+    let registry = with(|r| r.bundle(&[("a", b"1")]));
+    let filler = "x".repeat(12 << 20);
+    for page in 0..5 {
+        let next = format!("</v2/acme/kit/tags/list?page={}>; rel=\"next\"", page + 1);
+        let reply = Reply::json(&json!({"tags": ["1.0.0"], "more": filler}));
+        registry.script(&format!("page={page}"), reply.header("link", &next));
+    }
+    let first = Reply::json(&json!({"tags": ["1.0.0"]}));
+    let next = "</v2/acme/kit/tags/list?page=0>; rel=\"next\"";
+    registry.script("/tags/list", first.header("link", next));
+    let error = manifest(&Machine::new().plain(&registry), "acme/kit").await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    assert_eq!(registry.count("page=2"), 1);
+    assert_eq!(registry.count("page=3"), 0);
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_layers_are_files_and_too_many_are_refused() {
+    let digest = Digest::of(b"x");
+    let many = |count: usize, more: &str| {
+        let registry = FakeRegistry::start();
+        let config = registry.blob(b"{}");
+        let layers: Vec<String> = (0..count)
+            .map(|n| {
+                format!(
+                    r#"{{"mediaType":"x","digest":"{}","size":1,
+                        "annotations":{{"{}":"{n:06}"{more}}}}}"#,
+                    if more.is_empty() {
+                        digest
+                    } else {
+                        Digest::of(&n.to_le_bytes())
+                    },
+                    fake::TITLE
+                )
+            })
+            .collect();
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"x","digest":"{config}","size":2}},
+                "layers":[{}]}}"#,
+            layers.join(",")
+        );
+        registry.raw_manifest("acme/kit", "1.0.0", manifest.into_bytes());
+        registry
+    };
+    let ask = async |registry: &FakeRegistry| {
+        let machine = Machine::new();
+        let client = machine.client(&registry.host(), |overrides| {
+            overrides.metadata_timeout = Some(Duration::from_secs(300));
+        });
+        manifest(&client, "acme/kit@1.0.0").await
+    };
+    let loaded = ask(&many(100_000, "")).await.unwrap();
+    assert_eq!(loaded.manifest.files().count(), 100_000);
+
+    let error = ask(&many(150_000, "")).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+
+    // Of archives there are fewer, and none of them is fetched.
+    let archives = many(300, r#","io.deis.oras.content.unpack":"true""#);
+    let error = ask(&archives).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    assert_eq!(archives.count("/blobs/"), 0);
+}

@@ -48,7 +48,7 @@ impl Machine {
     /// One process on it, with the registry at `host` and whatever else is wanted.
     fn client(&self, host: &str, adjust: impl FnOnce(&mut Overrides)) -> Client {
         let mut overrides = Overrides {
-            oci_registry_url: Some(value::registry(host).unwrap()),
+            oci_registry_url: Some(value::oci(host).unwrap()),
             readahead: Some(0),
             metadata_timeout: Some(Duration::from_secs(30)),
             content_timeout: Some(Duration::from_secs(30)),

@@ -2,6 +2,14 @@
 
 use super::fake::Guard;
 use super::fault_server::{FaultServer, Reply};
+use musherfs::credentials::docker::LoginChain;
+use musherfs::reference::Selector;
+use musherfs::source::Source;
+use musherfs::source::api::{ApiSettings, ApiSource};
+use musherfs::source::breaker::Guarded;
+use musherfs::source::http::{HttpClient, HttpSettings};
+use musherfs::source::oci::{Artifacts, Beside, OciSettings, OciSource};
+
 use super::*;
 
 const FILES: &[(&str, &[u8])] = &[("a", b"right"), ("b", b"also right")];
@@ -49,6 +57,10 @@ async fn whatever_is_wrong_with_a_mirror_the_next_source_is_asked_in_the_same_re
         ("forbidden", Reply::status(403)),
         ("reset", Reply::reset()),
         ("stuck", Reply::hang()),
+        (
+            "slow",
+            Reply::bytes("x", "right").trickle(1, Duration::from_secs(2)),
+        ),
         ("cut off", Reply::bytes("x", "right").truncated(3)),
     ] {
         let (origin, mirror) = pair();
@@ -262,4 +274,39 @@ async fn a_cache_in_front_of_an_api_is_asked_first_and_without_the_key() {
             .iter()
             .all(|r| r.header("authorization").is_none())
     );
+}
+
+#[tokio::test]
+async fn an_oci_registry_that_hangs_takes_none_of_the_apis_answers_with_it() {
+    let (origin, _) = pair();
+    origin.script("/v2/", Reply::hang());
+    let digest = musherfs::digest::Digest::of(b"x").to_string();
+    let api = api(None, &digest, false);
+    let http = HttpClient::new(&HttpSettings::default()).unwrap();
+    let oci = Arc::new(
+        OciSource::new(OciSettings {
+            endpoint: origin.host().parse().unwrap(),
+            logins: LoginChain::default(),
+            http: http.clone(),
+        })
+        .unwrap(),
+    );
+    let guard = Arc::new(Guarded::new(Arc::clone(&oci) as Arc<dyn Source>));
+    let names = Arc::new(
+        ApiSource::new(ApiSettings {
+            base: api.url().parse().unwrap(),
+            keys: KeyChain::default(),
+            http,
+        })
+        .unwrap(),
+    );
+    let both = Beside::new(names, Artifacts::In { oci, guard });
+    let bundle = "acme/kit".parse().unwrap();
+    for _ in 0..20 {
+        let deadline = Deadline::after(Duration::from_secs(4));
+        let answer = both.resolve(&bundle, &Selector::Latest, deadline).await;
+        assert_eq!(answer.unwrap().version.as_deref(), Some("1.0.0"));
+    }
+    // It was noticed, and is asked again only now and then.
+    assert!(origin.requests().len() < 10, "{}", origin.requests().len());
 }

@@ -7,6 +7,7 @@ use musherfs::manifest::State;
 use musherfs::source::{Deadline, Source};
 use serde_json::json;
 
+use super::fault_server::Reply;
 use super::*;
 
 #[tokio::test]
@@ -245,7 +246,7 @@ async fn lists_of_many_pages_are_read_to_their_end() {
     let registry = FakeRegistry::start();
     registry.publish("acme/kit", "1.0.0", &[("a", b"x")]);
     registry.publish("acme/kit", "1.1.0", &[("a", b"x")]);
-    let page = |tag: &str| fault_server::Reply::json(&json!({"name": "acme/kit", "tags": [tag]}));
+    let page = |tag: &str| Reply::json(&json!({"name": "acme/kit", "tags": [tag]}));
     registry.script("last=1.0.0", page("1.1.0"));
     let next = "</v2/acme/kit/tags/list?n=1&last=1.0.0>; rel=\"next\"";
     registry.script("tags/list", page("1.0.0").header("link", next));
@@ -259,4 +260,110 @@ async fn lists_of_many_pages_are_read_to_their_end() {
         .versions(&"acme/kit".parse().unwrap(), deadline)
         .await;
     assert_eq!(rows.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_version_with_build_metadata_has_its_state_under_both_of_its_spellings() {
+    let (registry, machine) = (FakeRegistry::start(), Machine::new());
+    let digest = registry.publish("acme/kit", "1.0.0_b", &[("a", b"1")]);
+    let client = machine.plain(&registry);
+    for spelling in ["acme/kit@1.0.0+b", "acme/kit@1.0.0_b"] {
+        let loaded = manifest(&client, spelling).await.unwrap();
+        assert_eq!(loaded.manifest.id().version.as_str(), "1.0.0+b");
+        assert_eq!(loaded.manifest.info().state, State::Published);
+    }
+
+    registry.tag("acme/kit", "_yanked.1.1.0.0_b", &digest);
+    let machine = Machine::new();
+    let client = machine.plain(&registry);
+    let exact = manifest(&client, "acme/kit@1.0.0+b").await.unwrap();
+    assert_eq!(exact.manifest.info().state, State::Yanked);
+    for moving in ["acme/kit@1.0.0_b", "acme/kit", "acme/kit@^1"] {
+        let error = manifest(&client, moving).await.unwrap_err();
+        assert!(error.is_absence(), "{moving}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn while_nobody_can_tell_what_is_yanked_nothing_is_taken_for_published() {
+    let registry = FakeRegistry::start();
+    let digest = registry.publish("acme/kit", "1.0.0", &[("a", b"1")]);
+    registry.tag("acme/kit", "_yanked.1.1.0.0", &digest);
+    let pinned = format!("acme/kit@{digest}");
+    for trouble in [
+        Reply::status(503),
+        Reply::reset(),
+        Reply::bytes("application/json", "{"),
+    ] {
+        registry.unscript();
+        registry.script("/tags/list", trouble);
+        for reference in ["acme/kit@1.0.0", &pinned] {
+            let machine = Machine::new();
+            let error = manifest(&machine.plain(&registry), reference).await;
+            let error = error.unwrap_err();
+            let is_failure = error.is_outage() || matches!(error, Error::Malformed { .. });
+            assert!(is_failure, "{error}");
+        }
+    }
+    // A registry that keeps the list to itself serves what is named exactly.
+    registry.unscript();
+    registry.script("/tags/list", Reply::status(403));
+    let machine = Machine::new();
+    let loaded = manifest(&machine.plain(&registry), "acme/kit@1.0.0").await;
+    assert_eq!(paths(&loaded.unwrap()), ["a"]);
+}
+
+#[tokio::test]
+async fn archives_in_a_layout_are_read_like_those_in_a_registry() {
+    let machine = Machine::new();
+    let layout = machine.path().join("layout");
+    let blobs = layout.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let blob = |bytes: &[u8]| {
+        let digest = musherfs::digest::Digest::of(bytes);
+        std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+        json!({"digest": digest, "size": bytes.len()})
+    };
+    let names = ["agents", "config", "prompts", "skills", "tools", "zebras"];
+    let layers: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(name.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, format!("{name}/a.md"), name.as_bytes())
+                .unwrap();
+            let mut layer = blob(&tar.into_inner().unwrap());
+            layer["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar");
+            layer["annotations"] = json!({"org.opencontainers.image.title": name,
+                "io.deis.oras.content.unpack": "true"});
+            layer
+        })
+        .collect();
+    let mut config = blob(b"{}");
+    config["mediaType"] = json!("application/vnd.unknown.config.v1+json");
+    let image = json!({"schemaVersion": 2, "mediaType": fake::MANIFEST, "config": config,
+        "layers": layers});
+    let mut entry = blob(image.to_string().as_bytes());
+    entry["mediaType"] = json!(fake::MANIFEST);
+    entry["annotations"] = json!({"org.opencontainers.image.ref.name": "acme/kit:1.0.0"});
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(
+        layout.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+
+    let host = format!("oci-layout:{}", layout.display());
+    // The second session has the list of files from the cache, but not what they are in.
+    for _ in 0..2 {
+        let client = machine.client(&host, |_| {});
+        for name in names {
+            let content = read(&client, "acme/kit", &format!("{name}/a.md")).await;
+            assert_eq!(content.unwrap(), name.as_bytes());
+            std::fs::remove_file(machine.blob(name.as_bytes())).unwrap();
+        }
+    }
 }

@@ -9,8 +9,10 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flate2::read::MultiGzDecoder;
+use lru::LruCache;
 use tar::EntryType;
 
 use crate::digest::Digest;
@@ -18,8 +20,11 @@ use crate::manifest::MAX_ENTRIES;
 
 /// Largest tar layer, as it is in the registry.
 pub const MAX_PACKED: u64 = 64 << 20;
-/// Largest tar, decompressed.
+/// Largest tar, decompressed; all those of a version together as well.
 pub const MAX_UNPACKED: u64 = 128 << 20;
+/// Most memory that archives take which are kept for the next reader: those of the largest version,
+/// and what is known about their files.
+const MAX_KEPT: usize = 192 << 20;
 
 /// A file in an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +49,8 @@ pub struct Archive {
     bytes: Vec<u8>,
     /// Sorted by path.
     files: Vec<PackedFile>,
+    /// Where in the list above a file with this content is.
+    by_digest: HashMap<Digest, usize>,
 }
 
 impl Archive {
@@ -105,7 +112,13 @@ impl Archive {
             })
             .collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { bytes, files })
+        let places = files.iter().enumerate();
+        let by_digest = places.map(|(at, file)| (file.digest, at)).collect();
+        Ok(Self {
+            bytes,
+            files,
+            by_digest,
+        })
     }
 
     /// All files.
@@ -115,13 +128,83 @@ impl Archive {
 
     /// The content with this digest.
     pub fn content(&self, digest: Digest) -> Option<&[u8]> {
-        let file = self.files.iter().find(|file| file.digest == digest)?;
+        let file = self.files.get(*self.by_digest.get(&digest)?)?;
         self.bytes.get(file.range.clone())
+    }
+
+    /// Whether some file's content has this digest.
+    pub fn has(&self, digest: Digest) -> bool {
+        self.by_digest.contains_key(&digest)
+    }
+
+    /// Its size in bytes, decompressed.
+    pub fn unpacked(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
     /// How many bytes of memory it takes, about.
     pub fn memory(&self) -> usize {
-        self.bytes.len()
+        let rows = size_of::<PackedFile>() + 2 * size_of::<(Digest, usize)>();
+        let paths: usize = self.files.iter().map(|file| file.path.len()).sum();
+        self.bytes.len() + self.files.len() * rows + paths
+    }
+}
+
+/// Archives that were read, the last used ones: as many as [`MAX_KEPT`] holds, and always the last,
+/// so that those of one version are never unpacked once a file.
+#[derive(Debug)]
+pub struct Archives(Mutex<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    archives: LruCache<Digest, Arc<Archive>>,
+    memory: usize,
+}
+
+impl Default for Archives {
+    fn default() -> Self {
+        Self(Mutex::new(Kept {
+            archives: LruCache::unbounded(),
+            memory: 0,
+        }))
+    }
+}
+
+impl Archives {
+    /// Consistent after every statement but for the sum, which may only be too large then.
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The archive with this digest.
+    pub fn get(&self, digest: Digest) -> Option<Arc<Archive>> {
+        self.lock().archives.get(&digest).cloned()
+    }
+
+    /// Whether a kept archive with this digest has the `content`.
+    pub fn has(&self, digest: Digest, content: Digest) -> bool {
+        let kept = self.lock();
+        let archive = kept.archives.peek(&digest);
+        archive.is_some_and(|archive| archive.has(content))
+    }
+
+    /// Keeps an archive, in the place of others if need be.
+    pub fn keep(&self, digest: Digest, archive: Arc<Archive>) {
+        self.keep_within(digest, archive, MAX_KEPT);
+    }
+
+    fn keep_within(&self, digest: Digest, archive: Arc<Archive>, limit: usize) {
+        let mut kept = self.lock();
+        kept.memory += archive.memory();
+        if let Some((_, old)) = kept.archives.push(digest, archive) {
+            kept.memory -= old.memory();
+        }
+        while kept.memory > limit && kept.archives.len() > 1 {
+            let Some((_, old)) = kept.archives.pop_lru() else {
+                break;
+            };
+            kept.memory -= old.memory();
+        }
     }
 }
 
@@ -207,7 +290,38 @@ mod tests {
             assert_eq!(archive.content(Digest::of(b"")), Some(&b""[..]));
             assert_eq!(archive.content(Digest::of(b"old")), None);
             assert_eq!(archive.files()[2].size(), 5);
+            assert!(archive.has(Digest::of(b"hello")) && !archive.has(Digest::of(b"old")));
         }
+    }
+
+    #[test]
+    fn archives_are_kept_by_the_memory_they_take_and_the_last_one_always() {
+        let archive = |content: &[u8]| {
+            let mut builder = tar::Builder::new(Vec::new());
+            entry(&mut builder, EntryType::Regular, "a", content);
+            Arc::new(Archive::read(builder.into_inner().unwrap()).unwrap())
+        };
+        let names: Vec<_> = (0..6_u8).map(|n| Digest::of(&[n])).collect();
+        let kept = Archives::default();
+        let limit = 5 * archive(b"x").memory();
+        let there = || {
+            names
+                .iter()
+                .map(|name| kept.get(*name).is_some())
+                .collect::<Vec<_>>()
+        };
+        for name in &names[..5] {
+            kept.keep_within(*name, archive(b"x"), limit);
+            // A second time takes no room.
+            kept.keep_within(*name, archive(b"x"), limit);
+        }
+        assert_eq!(there(), [true, true, true, true, true, false]);
+        kept.get(names[0]).unwrap();
+        kept.keep_within(names[5], archive(b"x"), limit);
+        assert_eq!(there(), [true, false, true, true, true, true]);
+        assert!(kept.has(names[5], Digest::of(b"x")) && !kept.has(names[5], Digest::of(b"y")));
+        kept.keep_within(names[1], archive(&vec![b'x'; 2 * limit]), limit);
+        assert_eq!(there(), [false, true, false, false, false, false]);
     }
 
     #[test]

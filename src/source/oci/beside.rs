@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tracing::debug;
 
-use super::{Named, OciSource};
+use super::{Named, OciSource, share};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
@@ -124,6 +124,9 @@ impl Source for ContentOnly {
 
 /// An API whose answers may name an OCI artifact instead of listing files: the files are then those
 /// of the artifact with exactly that digest.
+///
+/// The artifact is looked for in half of the time that is left, and not at all while its registry is
+/// down: what the API says by itself must not wait for somebody else.
 pub struct Beside {
     api: Arc<dyn Source>,
     oci: Artifacts,
@@ -132,7 +135,12 @@ pub struct Beside {
 /// Where an API's artifacts are.
 pub enum Artifacts {
     /// In this registry, whatever host the API names.
-    In(Arc<OciSource>),
+    In {
+        /// The registry.
+        oci: Arc<OciSource>,
+        /// Its breaker.
+        guard: Arc<Guarded>,
+    },
     /// Where the API says.
     Named(Arc<Named>),
 }
@@ -156,10 +164,14 @@ impl Beside {
         };
         if document.layers.is_none() {
             let what = format!("{bundle}@{digest}");
+            let share = share(deadline);
             let files = match (&self.oci, &document.info.oci_ref) {
-                (Artifacts::In(oci), _) => oci.files_at(bundle, digest, &what, deadline).await,
+                (Artifacts::In { oci, guard }, _) => {
+                    let asking = oci.files_at(bundle, digest, &what, share);
+                    guard.guard(share.run(&what, asking)).await
+                }
                 (Artifacts::Named(named), Some(image)) => {
-                    named.files_at(image, digest, &what, deadline).await
+                    named.files_at(image, digest, &what, share).await
                 }
                 (Artifacts::Named(_), None) => return document,
             };

@@ -6,12 +6,10 @@
 
 use std::sync::Arc;
 
-use lru::LruCache;
-
 use super::archive::Archive;
 use super::model::MAX_BLOB;
 use super::reference::Repository;
-use super::{ARCHIVE_MEMORY, Inner, OciSource, PATIENCE, lock};
+use super::{OciSource, PATIENCE, lock};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Entry, Manifest};
@@ -34,14 +32,14 @@ impl OciSource {
         }
         let digest = file.digest();
         let is_packed = |image: Digest| {
-            let packed = lock(&self.inner.packed).get(&image).cloned()?;
-            let archives = lock(&self.inner.archives);
-            let has = |layer: &Digest| archives.peek(layer)?.content(digest).map(drop);
-            packed.iter().find_map(|(layer, _)| has(layer))
+            let packed = lock(&self.inner.packed).get(&image).cloned();
+            let archives = &self.inner.archives;
+            packed
+                .is_some_and(|packed| packed.iter().any(|(layer, _)| archives.has(*layer, digest)))
         };
         let image = manifest.info().oci_digest.as_deref();
         let image: Option<Digest> = image.and_then(|image| image.parse().ok());
-        if image.and_then(is_packed).is_some() {
+        if image.is_some_and(is_packed) {
             let unpacked = self.unpack(repository, manifest, file, &what, sink, deadline);
             if unpacked.await? {
                 return Ok(());
@@ -74,8 +72,8 @@ impl OciSource {
         what: &str,
         deadline: Deadline,
     ) -> Result<Arc<Archive>> {
-        if let Some(archive) = lock(&self.inner.archives).get(&digest) {
-            return Ok(Arc::clone(archive));
+        if let Some(archive) = self.inner.archives.get(digest) {
+            return Ok(archive);
         }
         let start = || {
             let (inner, repository) = (Arc::clone(&self.inner), repository.clone());
@@ -102,7 +100,7 @@ impl OciSource {
                         reason,
                     })?;
                 let archive = Arc::new(archive);
-                inner.keep_archive(digest, Arc::clone(&archive));
+                inner.archives.keep(digest, Arc::clone(&archive));
                 Ok(archive)
             }
         };
@@ -155,18 +153,5 @@ impl OciSource {
             }
         }
         Ok(false)
-    }
-}
-
-impl Inner {
-    fn keep_archive(&self, digest: Digest, archive: Arc<Archive>) {
-        let mut archives = lock(&self.archives);
-        archives.put(digest, archive);
-        let memory = |archives: &LruCache<Digest, Arc<Archive>>| -> usize {
-            archives.iter().map(|(_, archive)| archive.memory()).sum()
-        };
-        while archives.len() > 1 && memory(&archives) > ARCHIVE_MEMORY {
-            archives.pop_lru();
-        }
     }
 }

@@ -27,6 +27,10 @@ const CONTAINER_CONFIGS: [&str; 2] = [
     "application/vnd.docker.container.image.v1+json",
 ];
 
+/// Most archives of a version, which are all fetched to list its files: there is one for each
+/// directory that somebody named.
+const MAX_ARCHIVES: usize = 256;
+
 /// What the Python package `oras` calls a directory.
 const DIRECTORY: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -58,6 +62,7 @@ pub(in crate::source) fn needed(
         digests.collect()
     });
     let mut needed = Needed::default();
+    let mut known = HashSet::new();
     for layer in &manifest.layers {
         let digest = usable(layer)?;
         let archived = match &listed {
@@ -78,9 +83,12 @@ pub(in crate::source) fn needed(
                 "its archive {digest} has more than {MAX_PACKED} bytes"
             ));
         }
-        if !needed.archives.iter().any(|(known, _)| *known == digest) {
+        if known.insert(digest) {
             needed.archives.push((digest, layer.size));
         }
+    }
+    if needed.archives.len() > MAX_ARCHIVES {
+        return Err(format!("it has more than {MAX_ARCHIVES} archives"));
     }
     let packed: u64 = needed.archives.iter().map(|(_, size)| size).sum();
     if packed > MAX_PACKED {

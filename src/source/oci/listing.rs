@@ -8,17 +8,20 @@ use serde::de::DeserializeOwned;
 
 use super::auth::Scope;
 use super::client::{Ask, RegistryClient};
+use super::parse;
 use super::reference::{Repository, StateTag, version_of};
 use crate::error::Result;
 use crate::manifest::State;
 use crate::reference::{Namespace, Slug, Version};
-use crate::source::http::{MAX_ANSWER, Response};
+use crate::source::http::Response;
 use crate::source::{Deadline, Published};
 
 /// Most pages of a list.
 const MAX_PAGES: usize = 10_000;
 /// Most entries of a list.
 const MAX_ROWS: usize = 1_000_000;
+/// Most bytes of all its pages together.
+const MAX_LIST: u64 = 32 << 20;
 
 /// What the tags of a repository say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -150,7 +153,7 @@ impl RegistryClient {
     }
 
     /// Collects the rows of all pages; the inner error is the refusal of the first.
-    async fn pages<P: DeserializeOwned>(
+    async fn pages<P: DeserializeOwned + Send + 'static>(
         &self,
         scope: &Scope,
         path: &str,
@@ -158,19 +161,20 @@ impl RegistryClient {
         deadline: Deadline,
         rows_of: impl Fn(P) -> Vec<String> + Send,
     ) -> Result<Result<Vec<String>, Response>> {
-        let ask = |path| Ask {
+        let mut left = MAX_LIST;
+        let ask = |path, limit| Ask {
             scope,
             path,
             accept: "application/json",
             what,
-            limit: MAX_ANSWER,
+            limit,
         };
         let sized = format!("{path}?n=1000");
-        let mut response = self.get(ask(&sized), deadline).await?;
+        let mut response = self.get(ask(&sized, left), deadline).await?;
         let mut url = self.endpoint().url(path);
         if response.status.as_u16() == 400 {
             // It wants smaller pages, or none.
-            response = self.get(ask(path), deadline).await?;
+            response = self.get(ask(path, left), deadline).await?;
         }
         if !response.status.is_success() {
             return Ok(Err(response));
@@ -178,7 +182,12 @@ impl RegistryClient {
         let mut rows: Vec<String> = Vec::new();
         let mut seen = HashSet::new();
         loop {
-            rows.extend(rows_of(response.json(what)?));
+            left = left.saturating_sub(response.body.len() as u64);
+            let read = |json: &[u8]| serde_json::from_slice(json).map_err(|e| e.to_string());
+            let page = parse(response.body.clone(), read).await?;
+            rows.extend(rows_of(
+                page.map_err(|reason| response.malformed(what, reason))?,
+            ));
             let Some(next) = next_page(&response.headers) else {
                 return Ok(Ok(rows));
             };
@@ -191,7 +200,8 @@ impl RegistryClient {
             if endless || rows.len() > MAX_ROWS {
                 return Err(response.malformed(what, "the list has no end"));
             }
-            response = self.get_from(url.clone(), ask(path), deadline).await?;
+            let next = ask(path, left);
+            response = self.get_from(url.clone(), next, deadline).await?;
             if !response.status.is_success() {
                 return Err(self.refusal(&response, what));
             }

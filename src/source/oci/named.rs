@@ -107,7 +107,8 @@ impl Named {
         let http = self.settings.http.impatient();
         let client = RegistryClient::new(endpoint, http, logins)?;
         let oci = Arc::new(OciSource::with_client("OCI registry", client));
-        // Only content is asked for below this breaker, so no refusal is taken for a sign of life.
+        // Whatever is asked for below this breaker is asked for by digest: a refusal of anything else
+        // is not taken for a sign of life.
         let content = ContentOnly::new(Arc::new(OneHost(Arc::clone(&oci))));
         let host = Host {
             oci,
@@ -145,10 +146,8 @@ impl Named {
         let image =
             ImageRef::parse(image).ok_or_else(|| self.refuse(what, "it names no artifact"))?;
         let host = self.host(&image.registry, what)?;
-        let files = host
-            .oci
-            .files_in(&image.repository, digest, what, share(deadline));
-        files.await
+        let asking = host.oci.files_in(&image.repository, digest, what, deadline);
+        host.content.guard(deadline.run(what, asking)).await
     }
 }
 
