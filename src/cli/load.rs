@@ -180,9 +180,9 @@ pub(super) fn describe(report: &Report) -> String {
         count => format!("{count} fetched"),
     };
     format!(
-        "{}: {} files ({}), {fetched}",
+        "{}: {} ({}), {fetched}",
         manifest.id(),
-        manifest.files().count(),
+        output::count(manifest.files().count() as u64, "file", "files"),
         output::size(manifest.content_size())
     )
 }
