@@ -129,9 +129,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 if let Some((path, error)) = report.failures.first() {
                     let mut first = Failure::from(error.clone());
                     first.message = format!(
-                        "{} of {} files of {} are missing; {path}: {}",
+                        "{} of {} of {} cannot be loaded; {path}: {}",
                         report.failures.len(),
-                        report.loaded.manifest.files().count(),
+                        output::count(
+                            report.loaded.manifest.files().count() as u64,
+                            "file",
+                            "files"
+                        ),
                         report.loaded.manifest.id(),
                         first.message
                     );

@@ -162,12 +162,7 @@ fn judge(
         Ok(response) => response,
         Err(Error::Denied { reason, .. }) => return refused(&reason),
         Err(Error::Malformed { reason, .. }) => return no_registry(reason),
-        Err(error) => {
-            return Finding {
-                id: ID,
-                ..no_answer(probe, &url, &error)
-            };
-        }
+        Err(error) => return no_answer(probe, ID, &url, &error),
     };
     match response.status.as_u16() {
         200..300 if is_registry(&response) => {

@@ -184,7 +184,7 @@ async fn ask(probe: &Probe, url: &str, source: &ApiSource, deadline: Deadline) -
     const ID: &str = "registry";
     let checked = match source.check(deadline).await {
         Ok(checked) => checked,
-        Err(error) => return vec![no_answer(probe, url, &error)],
+        Err(error) => return vec![no_answer(probe, ID, url, &error)],
     };
     let mut findings = vec![Finding::ok(ID, format!("{url} answers"))];
     findings.push(match &checked.key {
@@ -225,24 +225,23 @@ fn clock(theirs: SystemTime, ours: SystemTime) -> Finding {
 }
 
 /// Why there is no answer, or none of a registry.
-pub(super) fn no_answer(probe: &Probe, url: &str, error: &Error) -> Finding {
-    const ID: &str = "registry";
+pub(super) fn no_answer(probe: &Probe, id: &'static str, url: &str, error: &Error) -> Finding {
     let text = error.to_string();
     match error {
         Error::Timeout { .. } => Finding::fail(
-            ID,
+            id,
             Area::Time,
             format!("{url} did not answer within {:?}", probe.patience),
             "it is slow or stuck; `musherfs doctor --timeout 10s` waits longer",
         ),
         Error::Malformed { .. } | Error::NotFound { .. } | Error::Rejected { .. } => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} does not answer as a registry does: {text}"),
             "check the URL: a login page or another service may answer there",
         ),
         Error::Denied { .. } => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} refuses everybody: {text}"),
             "check the URL, and whether a proxy or firewall stands in front of it",
@@ -254,7 +253,7 @@ pub(super) fn no_answer(probe: &Probe, url: &str, error: &Error) -> Finding {
             "trust your organisation's CA with --ca-file FILE.pem; check this machine's clock and the URL's name",
         ),
         _ => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} cannot be asked: {text}"),
             "check the network, the proxy settings and the registry's URL",

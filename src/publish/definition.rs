@@ -33,7 +33,7 @@ use self::lines::{Lines, Place};
 use super::{
     Asset, MAX_ASSET, Problem, Publication, PublishError, Visibility, inferred_type, known_type,
 };
-use crate::reference::{BundleId, LogicalPath, Version, VersionRef};
+use crate::reference::{BundleId, InvalidReference, LogicalPath, Version, VersionRef};
 
 /// The names a definition may have, in the order they are looked for.
 const NAMES: [&str; 2] = ["musher.yaml", "musher.yml"];
@@ -346,23 +346,21 @@ impl Draft {
         value
     }
 
-    fn reference(&mut self, bundle: (Place, &str), version: Option<String>) -> Option<VersionRef> {
-        let (place, text) = bundle;
-        let bundle = text.parse::<BundleId>();
-        if let Err(error) = &bundle {
-            self.wrong(place, error.to_string());
-        }
+    fn bundle(&mut self, place: Place, text: &str) -> Option<BundleId> {
+        text.parse()
+            .map_err(|error: InvalidReference| self.wrong(place, error.to_string()))
+            .ok()
+    }
+
+    fn version(&mut self, text: Option<String>) -> Option<Version> {
         let place = Place::Key("version");
-        let text = self.required(place, version)?;
-        let version = text.parse::<Version>();
+        let text = self.required(place, text)?;
+        let version = text.parse();
         if version.is_err() {
             let reason = format!("version {text:?} is not MAJOR.MINOR.PATCH, such as 1.0.0");
             self.wrong(place, reason);
         }
-        Some(VersionRef {
-            bundle: bundle.ok()?,
-            version: version.ok()?,
-        })
+        version.ok()
     }
 
     fn visibility(&mut self, text: Option<&str>) -> Visibility {
@@ -388,6 +386,7 @@ impl Draft {
                     "{name} {text:?} is not lower-case letters, digits and inner hyphens (at most {most})"
                 ),
             );
+            return None;
         }
         Some(text)
     }
@@ -516,20 +515,10 @@ impl Schema {
         }
         let namespace = draft.schema_name(Place::Key("namespace"), self.namespace, 100);
         let slug = draft.schema_name(Place::Key("slug"), self.slug, 100);
-        let reference = match (namespace, slug) {
-            // What is wrong with these two was said.
-            (Some(namespace), Some(slug))
-                if is_schema_name(&namespace, 100) && is_schema_name(&slug, 100) =>
-            {
-                let bundle = format!("{namespace}/{slug}");
-                draft.reference((Place::Key("slug"), &bundle), self.version)
-            }
-            _ => {
-                // Only to hear what is wrong with the version as well.
-                draft.reference((Place::Key("slug"), "a/b"), self.version);
-                None
-            }
-        };
+        let bundle = namespace
+            .zip(slug)
+            .and_then(|(namespace, slug)| format!("{namespace}/{slug}").parse().ok());
+        let version = draft.version(self.version);
         let mut ids = HashSet::new();
         let mut assets = Vec::new();
         if self.assets.is_none() {
@@ -563,7 +552,7 @@ impl Schema {
             }));
         }
         Definition {
-            reference,
+            reference: reference(bundle, version),
             name: draft
                 .required(Place::Key("name"), self.name)
                 .unwrap_or_default(),
@@ -583,8 +572,9 @@ impl Schema {
 
 impl Example {
     fn define(self, draft: &mut Draft) -> Definition {
-        let bundle = self.name.unwrap_or_default();
-        let reference = draft.reference((Place::Key("name"), &bundle), self.version);
+        let name = self.name.unwrap_or_default();
+        let bundle = draft.bundle(Place::Key("name"), &name);
+        let version = draft.version(self.version);
         if self.assets.is_none() {
             draft.wrong(Place::Key("assets"), "assets is missing");
         }
@@ -606,10 +596,10 @@ impl Example {
             );
         }
         Definition {
-            name: reference
+            name: bundle
                 .as_ref()
-                .map_or(bundle, |reference| reference.bundle.slug.to_string()),
-            reference,
+                .map_or(name, |bundle| bundle.slug.to_string()),
+            reference: reference(bundle, version),
             // Written as folded blocks, which end with a line break.
             description: self.description.map(|text| text.trim().to_owned()),
             visibility: draft.visibility(self.visibility.as_deref()),
@@ -623,6 +613,11 @@ impl Example {
             assets,
         }
     }
+}
+
+fn reference(bundle: Option<BundleId>, version: Option<Version>) -> Option<VersionRef> {
+    let (bundle, version) = bundle.zip(version)?;
+    Some(VersionRef { bundle, version })
 }
 
 /// `^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`

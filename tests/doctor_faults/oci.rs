@@ -7,8 +7,8 @@ use musherfs::credentials::KeyChain;
 use musherfs::credentials::docker::LoginFiles;
 use musherfs::doctor::{Area, Level};
 
-use crate::Machine;
 use crate::support::fault_server::{FaultServer, Reply, Request};
+use crate::{Machine, self_signed};
 
 const PASSWORD: &str = "very-secret-password";
 
@@ -128,7 +128,7 @@ fn an_oci_registry_that_refuses_the_login_wants_one_or_is_none() {
 }
 
 #[test]
-fn an_oci_registry_that_is_gone_or_hangs() {
+fn an_oci_registry_that_is_gone_untrusted_or_hangs() {
     let (machine, server) = oci(|_| front_page());
     drop(server);
     let findings = machine.examine();
@@ -138,6 +138,16 @@ fn an_oci_registry_that_is_gone_or_hangs() {
         .collect();
     assert!(bad.iter().all(|one| one.area == Area::Network), "{bad:?}");
     assert!(bad.iter().any(|one| one.id == "oci-registry"), "{bad:?}");
+
+    let server = FaultServer::start_tls(self_signed(), |_| Reply::hang());
+    let mut machine = Machine::healthy();
+    machine.probe.config = Config::without_surroundings(Overrides {
+        oci_registry_url: Some(server.url().parse().unwrap()),
+        ..Overrides::default()
+    })
+    .unwrap();
+    let found = machine.has_only("tls", Level::Fail, "not trusted");
+    assert!(found.remedy.unwrap().contains("--ca-file"));
 
     let (mut machine, _server) = oci(|_| Reply::hang());
     machine.probe.patience = Duration::from_millis(200);

@@ -16,8 +16,8 @@ use super::{FOLDER, SYSTEM_RUNTIME_DIR, Status};
 use crate::mount::mountinfo::{MountId, MountTable};
 use crate::mount::touch::Liveness;
 
-/// How long all mounts together may take to answer.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// How long all mounts together may take to answer: with the daemons' time, less than a second.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Behind the process id, in the name of a record.
 const KIND: &str = "mount";
