@@ -15,6 +15,7 @@ mod doctor;
 mod events;
 mod export;
 pub mod failure;
+mod groups;
 mod import;
 mod load;
 mod lock;
@@ -40,7 +41,8 @@ mod yank;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 use failure::{Exit, Failure};
@@ -82,8 +84,8 @@ struct Cli {
 
 const TOP_HELP: &str = "\
 Examples:
-  musherfs mount                        on /mnt/musher, in the background
   musherfs mount --demo ~/bundles       sample bundles, to try it out without a registry
+  musherfs mount                        on /mnt/musher, in the background
   cat /mnt/musher/acme/code-review/prompts/review.md
   musherfs umount
 
@@ -139,7 +141,13 @@ enum Command {
 
 /// Runs the program with the arguments of this process. What it returns is the exit code.
 pub fn main() -> ExitCode {
-    match run(&config::command_line()) {
+    let outcome = run(&config::command_line());
+    logging::release(
+        outcome
+            .as_ref()
+            .map_or_else(|failure| &*failure.message, |()| ""),
+    );
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -155,9 +163,12 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         completions::complete(rest);
         return Ok(());
     }
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = groups::grouped(Cli::command())
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return from_clap(&error),
+        Err(error) => return from_clap(error),
     };
     let verbosity = Verbosity::new(cli.verbose, cli.quiet);
     match cli.command {
@@ -256,7 +267,12 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
 }
 
 /// `--help` and `--version` arrive as errors too.
-fn from_clap(error: &clap::Error) -> Result<(), Failure> {
+fn from_clap(mut error: clap::Error) -> Result<(), Failure> {
+    if error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::SuggestedArg).is_none()
+    {
+        // Without an option that is alike, clap offers to take the word for a name or a path.
+        error.remove(ContextKind::Suggested);
+    }
     match error.print() {
         Err(error) => Err(error.into()),
         Ok(()) if error.use_stderr() => Err(Failure::printed(Exit::Usage)),

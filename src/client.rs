@@ -9,7 +9,7 @@
 
 mod sources;
 
-pub use sources::{Breakers, logins};
+pub use sources::{Breakers, Party, logins, parties};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -196,14 +196,25 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Those of [`Resolver::resolve`] and [`Store::manifest`].
+    /// Those of [`Resolver::resolve`] and [`Store::manifest`]; [`Error::Offline`] for what the cache
+    /// lacks when nobody may be asked.
     pub async fn manifest(&self, reference: &BundleRef) -> Result<Arc<Loaded>> {
         let deadline = Deadline::after(self.store.policy().metadata_timeout);
         let bundle = reference.bundle.clone();
         let version = match &reference.selector {
             Selector::Version(version) => version.clone(),
             selector => {
-                let resolution = self.resolver.resolve(&bundle, selector, deadline).await?;
+                let resolution = self.resolver.resolve(&bundle, selector, deadline).await;
+                let resolution = resolution.map_err(|error| match error {
+                    // A lockfile knows what there is; a cache does not.
+                    Error::NotFound { what }
+                        if self.resolver.is_offline()
+                            && self.resolver.locked_now(&bundle, selector).is_none() =>
+                    {
+                        Error::Offline { what }
+                    }
+                    error => error,
+                })?;
                 let version = VersionRef {
                     bundle: bundle.clone(),
                     version: resolution.version.clone(),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Probe ──► machine · mounts · disk          from files and /proc, at once
-//!       └─► registry                         DNS, TCP, TLS, an answer, its clock, the key
+//!       ├─► registry                         DNS, TCP, TLS, an answer, its clock, the key
+//!       └─► oci                              the same of OCI registries, and of mirrors
 //! ```
 //!
 //! Everything that is looked at comes from the [`Probe`], so that tests can look at a machine that is
@@ -16,6 +17,7 @@ pub mod bugreport;
 mod disk;
 mod machine;
 mod mounts;
+mod oci;
 mod registry;
 
 use std::fmt;
@@ -28,6 +30,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::credentials::KeyChain;
+use crate::credentials::docker::LoginFiles;
 use crate::mount::mountinfo::MountTable;
 use crate::mount::touch::Liveness;
 use crate::paths::Directories;
@@ -41,6 +44,8 @@ pub const PATIENCE: Duration = Duration::from_millis(700);
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Nothing is wrong, but some should know it.
+    Info,
     /// It works, but not as well as it could, or not for everybody.
     Warn,
     /// Something does not work.
@@ -51,6 +56,7 @@ impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
+            Self::Info => "info",
             Self::Warn => "warn",
             Self::Fail => "FAIL",
         })
@@ -81,7 +87,7 @@ pub struct Finding {
     pub level: Level,
     /// What was found.
     pub message: String,
-    /// What to do about it.
+    /// What to do about it, or where it matters.
     pub remedy: Option<String>,
     /// What is concerned.
     #[serde(skip)]
@@ -96,6 +102,13 @@ impl Finding {
             message: message.into(),
             remedy: None,
             area: Area::Machine,
+        }
+    }
+
+    fn info(id: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            level: Level::Info,
+            ..Self::warn(id, message, remedy)
         }
     }
 
@@ -176,6 +189,8 @@ pub struct Probe {
     pub config: Config,
     /// Where the key is looked for.
     pub keys: KeyChain,
+    /// Where the logins of OCI registries are looked for.
+    pub logins: LoginFiles,
     /// Where a mount is to be made.
     pub mountpoint: PathBuf,
     /// What is mounted.

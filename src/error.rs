@@ -91,7 +91,7 @@ pub enum Error {
         reason: String,
     },
     /// Not cached, and there is nobody to ask: `--offline`, or no source configured.
-    #[error("{what} is not cached, and there is no source to ask")]
+    #[error("{what} is not in the cache, and there is nobody to ask")]
     Offline {
         /// What was asked for.
         what: String,
@@ -177,8 +177,10 @@ impl Error {
             Self::Unreachable { .. } => {
                 "check the network, the proxy settings and the registry's URL"
             }
-            Self::Offline { .. } => "mount without --offline, or load the bundle while online",
-            Self::Io { .. } => "check the permissions and free space of that path",
+            Self::Offline { .. } => {
+                "leave --offline out (MUSHERFS_OFFLINE, mount.offline), or load the bundle while online"
+            }
+            Self::Io { source, .. } => disk_hint(source.kind()),
             Self::Reference(_) => {
                 "names are namespace/bundle[@version], such as acme/code-review@1.2.0"
             }
@@ -187,5 +189,42 @@ impl Error {
             }
             Self::Config(_) | Self::Internal(_) => return None,
         })
+    }
+}
+
+/// What can be done about an answer of the local disk.
+fn disk_hint(kind: io::ErrorKind) -> &'static str {
+    use io::ErrorKind as Kind;
+    match kind {
+        Kind::NotFound => "there is no such path: check the spelling",
+        Kind::PermissionDenied => "check who owns that path, and who may read and write it",
+        Kind::ReadOnlyFilesystem => "that filesystem is read-only: name another place",
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            "there is no room: free some, or name another place"
+        }
+        Kind::NotADirectory | Kind::IsADirectory => {
+            "a file stands where a directory should be, or the other way round"
+        }
+        _ => "check that path and the disk that it is on",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_about_a_path_says_what_is_wrong_with_it() {
+        let hint = |kind: io::ErrorKind| Error::io("/x", kind.into()).hint().unwrap();
+        for (kind, part) in [
+            (io::ErrorKind::NotFound, "spelling"),
+            (io::ErrorKind::PermissionDenied, "who owns"),
+            (io::ErrorKind::StorageFull, "no room"),
+            (io::ErrorKind::ReadOnlyFilesystem, "read-only"),
+            (io::ErrorKind::NotADirectory, "directory"),
+            (io::ErrorKind::Other, "disk"),
+        ] {
+            assert!(hint(kind).contains(part), "{kind}");
+        }
     }
 }

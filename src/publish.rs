@@ -43,13 +43,13 @@ pub enum PublishError {
         /// The directory.
         dir: PathBuf,
     },
-    /// A `musher.yaml` that breaks its schema.
-    #[error("{}: {reason}", path.display())]
+    /// A `musher.yaml` that breaks its schema, or names files that cannot be published.
+    #[error("{}", self.lines().join("; "))]
     Definition {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
+        /// Everything that is wrong with it, in the order of its lines; not empty.
+        problems: Vec<Problem>,
     },
     /// A file that the definition names cannot be read.
     #[error("cannot read {}: {source}", path.display())]
@@ -120,15 +120,43 @@ pub enum PublishError {
     Storage(#[from] Error),
 }
 
+/// One thing that is wrong with a `musher.yaml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line, from 1, where it can be told.
+    pub line: Option<u64>,
+    /// What is wrong.
+    pub reason: String,
+    /// What can be done about it, where that is not plain.
+    pub hint: Option<&'static str>,
+}
+
 impl PublishError {
+    /// The message, a line for each problem: `bundle/musher.yaml:3: slug is missing`.
+    pub fn lines(&self) -> Vec<String> {
+        let Self::Definition { path, problems } = self else {
+            return vec![self.to_string()];
+        };
+        let path = path.display();
+        let line = |problem: &Problem| match problem.line {
+            Some(line) => format!("{path}:{line}: {}", problem.reason),
+            None => format!("{path}: {}", problem.reason),
+        };
+        problems.iter().map(line).collect()
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::NoDefinition { .. } => {
                 "name the directory that holds the bundle's musher.yaml or musher.yml"
             }
-            Self::Definition { .. } => {
-                "a definition has namespace, slug, version, name and assets; see the README"
+            Self::Definition { problems, .. } => {
+                let hint = problems.first().and_then(|problem| problem.hint);
+                let same = problems.iter().all(|problem| problem.hint == hint);
+                hint.filter(|_| same).unwrap_or(
+                    "a definition has namespace, slug, version, name and assets, each with id and src",
+                )
             }
             Self::Unreadable { .. } => {
                 "paths in musher.yaml are relative to its directory; check the spelling"
@@ -147,7 +175,7 @@ impl PublishError {
             }
             Self::ReservedVersion(_) => "choose another pre-release name",
             Self::VersionExists(_) => "published versions never change: raise the version",
-            Self::Storage(_) => "check the permissions and free space of the registry's directory",
+            Self::Storage(error) => error.hint().unwrap_or("check the registry's directory"),
         }
     }
 }
@@ -187,6 +215,21 @@ pub struct Asset {
 }
 
 impl Asset {
+    /// Refuses what cannot be an asset's content.
+    fn check_bytes(path: &str, bytes: &[u8]) -> Result<(), PublishError> {
+        if bytes.len() > MAX_ASSET {
+            return Err(PublishError::TooLarge {
+                path: path.to_owned(),
+                size: bytes.len() as u64,
+            });
+        }
+        std::str::from_utf8(bytes).map_err(|error| PublishError::NotText {
+            path: path.to_owned(),
+            at: error.valid_up_to(),
+        })?;
+        Ok(())
+    }
+
     /// An asset whose type follows from its first directory.
     ///
     /// # Errors
@@ -281,18 +324,7 @@ impl Publication {
         let mut files = HashSet::with_capacity(self.assets.len());
         for asset in &self.assets {
             let path = asset.path.as_str();
-            if asset.bytes.len() > MAX_ASSET {
-                return Err(PublishError::TooLarge {
-                    path: path.to_owned(),
-                    size: asset.bytes.len() as u64,
-                });
-            }
-            if let Err(error) = std::str::from_utf8(&asset.bytes) {
-                return Err(PublishError::NotText {
-                    path: path.to_owned(),
-                    at: error.valid_up_to(),
-                });
-            }
+            Asset::check_bytes(path, &asset.bytes)?;
             if !files.insert(path) {
                 return Err(PublishError::DuplicatePath {
                     path: asset.path.clone(),

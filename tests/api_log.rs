@@ -105,6 +105,36 @@ async fn the_key_is_in_no_log_line_no_error_and_no_debug_output() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_refused_is_one_line_however_many_ask_and_one_when_it_is_taken() {
+    let log = Log::start();
+    let mut replies = Vec::new();
+    for _ in 0..5 {
+        // Refused with the key, answered without it.
+        replies.push(Reply::problem(401, "unauthorized", "no such key"));
+        replies.push(Reply::json(&serde_json::json!({"data": []})));
+    }
+    replies.push(Reply::json(&serde_json::json!({"data": []})));
+    let server = FaultServer::script(replies);
+    let source = source(&server);
+    let bundle = "acme/tools".parse().unwrap();
+    for _ in 0..8 {
+        let _ = source.versions(&bundle, soon()).await;
+    }
+    let log = log.text();
+    let lines = log.lines().filter(|line| line.contains("the API key"));
+    let lines: Vec<_> = lines.filter(|line| line.contains(&server.url())).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines[0].contains("WARN") && lines[0].contains("refuses"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].contains("INFO") && lines[1].contains("takes"),
+        "{lines:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_source_that_goes_and_comes_back_is_two_lines_however_many_ask() {
     let log = Log::start();
     let busy = Reply::problem(503, "service-unavailable", "down for maintenance");

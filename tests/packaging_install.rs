@@ -6,12 +6,14 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use support::fuse::{require_fuse, skip};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_musherfs");
@@ -541,4 +543,56 @@ fn a_debian_package_installs_and_removes_cleanly() {
     assert!(version.status.success());
     dpkg(&["-P", "musherfs"]);
     assert_eq!(files(), before);
+}
+
+#[test]
+fn help_is_no_program_to_install() {
+    for (script, part) in [("install", "[PROGRAM]"), ("uninstall", "PREFIX")] {
+        let output = Command::new(repository().join("scripts").join(script))
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(part) && !text.contains("set -"), "{text}");
+        assert!(output.stderr.is_empty());
+        let unknown = Command::new(repository().join("scripts").join(script))
+            .arg("--bogus")
+            .output()
+            .unwrap();
+        assert_eq!(unknown.status.code(), Some(1));
+        let text = String::from_utf8(unknown.stderr).unwrap();
+        assert!(text.contains("--help"), "{text}");
+    }
+}
+
+#[test]
+fn a_demonstration_that_is_ended_early_leaves_nothing_behind() {
+    if !require_fuse() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().canonicalize().unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut demo = Command::new(repository().join("scripts/demo"))
+            .env("MUSHERFS", PROGRAM)
+            .env("TMPDIR", &root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+        let mut lines = lines.map_while(Result::ok);
+        assert!(lines.any(|line| line.starts_with("What it shows")));
+        let pid = Pid::from_child(&demo);
+        rustix::process::kill_process(pid, signal).unwrap();
+        // Whatever it says on its way.
+        lines.for_each(drop);
+        assert!(!demo.wait().unwrap().success());
+        let left: Vec<_> = fs::read_dir(&root).unwrap().collect();
+        assert!(left.is_empty(), "{signal:?}: {left:?}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(root.to_str().unwrap()), "{mounts}");
+    }
 }

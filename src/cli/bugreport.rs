@@ -12,7 +12,7 @@ use crate::doctor::{self};
 use crate::error::Error;
 use crate::mount::control::client;
 
-/// Write an archive to attach to a report: versions, settings, findings, numbers, the log
+/// Write an archive for a report: versions, settings, findings, numbers, the log
 ///
 /// Keys, passwords and tokens are taken out; paths, names of bundles and host names stay. Look into
 /// it before you send it.

@@ -33,14 +33,27 @@ pub(super) struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Print where the cache is and what it holds
+    #[command(after_help = "\
+Examples:
+  musherfs cache info
+  musherfs cache info --json | jq .totalSize")]
     Info {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Print where the cache is, whether it exists or not
+    #[command(after_help = "\
+Examples:
+  musherfs cache path
+  du -sh \"$(musherfs cache path)\"")]
     Path,
     /// List what is cached of all registries, newest first
+    #[command(after_help = "\
+Examples:
+  musherfs cache list
+  musherfs cache list --pattern 'acme/*'
+  musherfs cache list --json | jq -r '.[] | .namespace + \"/\" + .slug + \"@\" + .version'")]
     List {
         /// Only bundles like this: acme/*, *-review, acme/kit@1.*
         #[arg(long, value_name = "GLOB")]
@@ -51,6 +64,13 @@ enum Command {
         json: bool,
     },
     /// Hash every file, and name those that are damaged
+    #[command(after_help = "\
+Examples:
+  musherfs cache verify
+  musherfs cache verify || musherfs cache heal
+
+Exit status:
+  0 if every file is what its name says; 1 if one is damaged")]
     Verify {
         /// Print JSON
         #[arg(long)]

@@ -9,6 +9,7 @@ use super::mount::DEFAULT_MOUNTPOINT;
 use super::output;
 use super::shared::{Context, SourceArgs, runtime};
 use crate::config::{self, Origin, Overrides, value};
+use crate::credentials::docker::LoginFiles;
 use crate::doctor::{self, Area, Finding, Level, Probe};
 use crate::error::Error;
 use crate::mount::control::client::{self, Answers};
@@ -19,8 +20,8 @@ use crate::source::api::API_KIND;
 
 /// Look for whatever keeps mounts from working, and say what to do about it
 ///
-/// Looks at FUSE, security policies, existing mounts, the mountpoint, the cache, the key, and asks
-/// the registry. Changes nothing, prints no key, and ends within a second also when a mount or the
+/// Looks at FUSE, security policies, existing mounts, the mountpoint, the cache, the key and logins, and
+/// asks the registry and its mirrors. Changes nothing, prints no key, and ends within a second also when a mount or the
 /// registry hangs.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -87,7 +88,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 print(finding)?;
             }
         }
-        let bad = findings.iter().filter(|one| one.level > Level::Ok).count();
+        let bad = findings
+            .iter()
+            .filter(|one| one.level > Level::Info)
+            .count();
         let all = findings.len();
         output::line(&format!("{} of {all} checks are fine", all - bad))?;
     }
@@ -160,6 +164,7 @@ pub(super) fn examine(
         directories: context.directories.clone(),
         config: context.config.clone(),
         keys: context.key_chain()?,
+        logins: LoginFiles::from_env(),
         mountpoint,
         table: MountTable::read().unwrap_or_default(),
         proxies: config::proxies(),
@@ -176,7 +181,7 @@ pub(super) fn examine(
 
 fn exit(finding: &Finding) -> Option<Exit> {
     match (finding.level, finding.area) {
-        (Level::Ok, _) => None,
+        (Level::Ok | Level::Info, _) => None,
         (Level::Warn, _) => Some(Exit::General),
         (Level::Fail, Area::Key) => Some(Exit::Authentication),
         (Level::Fail, Area::Network) => Some(Exit::Network),

@@ -16,7 +16,7 @@ use crate::publish::layout::LayoutWriter;
 use crate::reference::{BundleRef, Selector};
 use crate::source::layout::LayoutSource;
 
-/// Write versions into an OCI image layout: a directory for a stick, an archive, or skopeo
+/// Write versions into an OCI image layout, for a stick, an archive or skopeo
 ///
 /// Content comes from the cache or the registry, and all of it is verified. What the directory has
 /// already stays. Mount it elsewhere with --oci oci-layout:DIR, or fill a cache with `musherfs

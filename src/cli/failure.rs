@@ -49,6 +49,8 @@ pub struct Failure {
     pub code: u8,
     /// What failed and why; empty if that was said already, or nobody is there to read it.
     pub message: String,
+    /// More messages, if several things are wrong.
+    pub more: Vec<String>,
     /// What to do about it.
     pub hint: Option<String>,
 }
@@ -64,6 +66,7 @@ impl Failure {
         Self {
             code: code.into(),
             message: message.into(),
+            more: Vec::new(),
             hint: None,
         }
     }
@@ -88,7 +91,10 @@ impl Failure {
     /// Tells the user, and returns the exit code.
     pub(super) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            let mut text = format!("error: {}\n", printable(&self.message));
+            let mut text = String::new();
+            for message in std::iter::once(&self.message).chain(&self.more) {
+                let _ = writeln!(text, "error: {}", printable(message));
+            }
             if let Some(hint) = &self.hint {
                 let _ = writeln!(text, "hint: {}", printable(hint));
             }
@@ -131,7 +137,15 @@ impl From<MountError> for Failure {
 
 impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
-        Self::new(Exit::General, &error).with_hint(Some(error.hint()))
+        let mut failure = Self::new(Exit::General, &error).with_hint(Some(error.hint()));
+        let mut lines = error.lines().into_iter();
+        if let Some(first) = lines.next()
+            && lines.len() > 0
+        {
+            failure.message = first;
+            failure.more = lines.collect();
+        }
+        failure
     }
 }
 

@@ -129,9 +129,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 if let Some((path, error)) = report.failures.first() {
                     let mut first = Failure::from(error.clone());
                     first.message = format!(
-                        "{} of {} files of {} are missing; {path}: {}",
+                        "{} of {} of {} cannot be loaded; {path}: {}",
                         report.failures.len(),
-                        report.loaded.manifest.files().count(),
+                        output::count(
+                            report.loaded.manifest.files().count() as u64,
+                            "file",
+                            "files"
+                        ),
                         report.loaded.manifest.id(),
                         first.message
                     );
@@ -180,9 +184,9 @@ pub(super) fn describe(report: &Report) -> String {
         count => format!("{count} fetched"),
     };
     format!(
-        "{}: {} files ({}), {fetched}",
+        "{}: {} ({}), {fetched}",
         manifest.id(),
-        manifest.files().count(),
+        output::count(manifest.files().count() as u64, "file", "files"),
         output::size(manifest.content_size())
     )
 }

@@ -6,9 +6,13 @@
 //! in background   journald; else syslog; else <state>/musherfs/musherfs.log
 //! ```
 //!
+//! What a command would say of a source that is down is held back until the command ends
+//! ([`release`]): if it fails for just that reason, its error says it.
+//!
 //! `-v` adds a level, `-q` leaves only errors; `RUST_LOG` wins over both. The level can be changed
 //! while the program runs ([`Log::set_verbosity`]). Other crates are heard from `warn` on.
 
+mod held;
 mod rotate;
 mod syslog;
 
@@ -26,6 +30,8 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::paths::{Directories, ensure_private_dir};
+
+pub use held::release;
 
 /// How much is logged. The default: warnings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +211,7 @@ fn chosen_filter(verbosity: Verbosity) -> Result<EnvFilter> {
 }
 
 fn stderr_layer(target: Target) -> Output {
-    let layer = fmt::layer().with_writer(io::stderr).with_target(false);
+    let layer = fmt::layer().with_target(false);
     // The default obeys NO_COLOR.
     let layer = if io::stderr().is_terminal() {
         layer
@@ -213,9 +219,9 @@ fn stderr_layer(target: Target) -> Output {
         layer.with_ansi(false)
     };
     if target == Target::Command {
-        Box::new(layer.without_time())
+        Box::new(layer.without_time().with_writer(held::Stderr))
     } else {
-        Box::new(layer)
+        Box::new(layer.with_writer(io::stderr))
     }
 }
 

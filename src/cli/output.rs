@@ -13,6 +13,14 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
     write_all(&[text.as_bytes(), b"\n"].concat())
 }
 
+/// Tells people what is no data: on stderr, unless they asked for quiet.
+pub(super) fn note(text: &str) {
+    if tracing::enabled!(tracing::Level::WARN) {
+        // Nothing is left to tell that stderr is gone.
+        let _ = writeln!(io::stderr().lock(), "{}", printable(text));
+    }
+}
+
 /// Prints `bytes` as they are.
 pub(super) fn write_all(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -26,6 +34,14 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     out.write_all(b"\n")?;
     Ok(out.flush()?)
+}
+
+/// A number of things: `1 file`, `2 files`.
+pub(super) fn count(number: u64, one: &str, more: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        number => format!("{number} {more}"),
+    }
 }
 
 /// Bytes for people, as the other Musher tools print them: powers of 1024, one decimal.

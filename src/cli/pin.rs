@@ -38,6 +38,10 @@ pub(super) struct PinArgs {
 ///
 /// They stay cached until something cleans them away.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs unpin acme/code-review
+  musherfs pins                            what is pinned, as it was pinned")]
 pub(super) struct UnpinArgs {
     /// As it was pinned
     #[arg(value_name = "REF", required = true)]
@@ -49,7 +53,13 @@ pub(super) struct UnpinArgs {
 
 /// List what is pinned
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  musherfs pins
+  musherfs pins refresh                    ask the registry now, and load what is missing"
+)]
 pub(super) struct PinsArgs {
     /// Print JSON
     #[arg(long)]
@@ -153,6 +163,9 @@ pub(super) fn pins(args: &PinsArgs) -> Result<(), Failure> {
             row.host_id.to_owned(),
         ]);
     }
+    if pins.is_empty() {
+        output::note("nothing is pinned");
+    }
     table.print()
 }
 
@@ -165,7 +178,8 @@ fn refresh(source: &SourceArgs) -> Result<(), Failure> {
     let answer = runtime()?.block_on(pins.refresh(&client, true, &bar));
     bar.clear();
     let (done, failed) = answer?;
-    output::line(&format!("{done} pins confirmed"))?;
+    let pins = output::count(done as u64, "pin", "pins");
+    output::line(&format!("{pins} confirmed"))?;
     match failed.into_iter().next() {
         None => Ok(()),
         Some((reference, error)) => {

@@ -65,7 +65,11 @@ impl PushArgs {
     }
 
     /// Prints what was published to a directory.
-    pub(super) fn print_published(&self, reference: &VersionRef) -> Result<(), Failure> {
+    pub(super) fn print_published(
+        &self,
+        reference: &VersionRef,
+        existed: bool,
+    ) -> Result<(), Failure> {
         if !self.json {
             return output::line(&reference.to_string());
         }
@@ -74,6 +78,7 @@ impl PushArgs {
             "namespace": reference.bundle.namespace.as_str(),
             "slug": reference.bundle.slug.as_str(),
             "version": reference.version.as_str(),
+            "existed": existed,
         }))
     }
 }
@@ -122,15 +127,17 @@ pub(super) fn publish(dir: &Path, args: &PushArgs, oci: &OciArgs) -> Result<(), 
     bar.clear();
     let pushed = pushed?;
     if pushed.existed {
-        tracing::warn!(
-            "{} is already published, with the same content",
-            pushed.reference
-        );
+        output::note(&already_published(&pushed.reference));
     }
     if args.json {
         return output::json(&row(&publication, &pushed));
     }
     output::line(&format!("{}@{}", pushed.oci_ref, pushed.digest))
+}
+
+/// Said when there is nothing to do, which is no failure: a pipeline may run twice.
+pub(super) fn already_published(reference: &VersionRef) -> String {
+    format!("{reference} is already published, with the same content")
 }
 
 fn row<'a>(publication: &Publication, pushed: &'a Pushed) -> Row<'a> {

@@ -1,13 +1,13 @@
 //! `musherfs registry`: a small registry of one's own, over a directory.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::logging::Verbosity;
 use super::oci::OciArgs;
 use super::output::{self, Align, Table};
@@ -17,7 +17,7 @@ use super::yank::{self, ActorArg, reason};
 use crate::error::Error;
 use crate::manifest::State;
 use crate::mount::StopSignals;
-use crate::publish::{Publication, Visibility};
+use crate::publish::{Publication, PublishError, Visibility};
 use crate::reference::VersionRef;
 use crate::registry::{Listed, Registry, Storage, samples};
 
@@ -55,7 +55,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Root {
-    /// The registry's directory; it is created if it is missing
+    /// The registry's directory
     #[arg(long = "root", value_name = "DIR", env = "MUSHERFS_REGISTRY_ROOT")]
     path: PathBuf,
 }
@@ -78,23 +78,23 @@ struct MaybeRoot {
 
 /// Where something is to be done.
 enum Place<'a> {
-    Directory(Storage),
+    Directory(&'a Path),
     Oci(&'a OciArgs),
 }
 
 impl MaybeRoot {
     /// What was typed wins over the variable.
-    fn place(&self) -> Result<Place<'_>, Failure> {
+    fn place(&self) -> Place<'_> {
         match &self.path {
-            Some(path) if self.oci.oci.is_none() => Ok(Place::Directory(Storage::open(path)?)),
-            _ => Ok(Place::Oci(&self.oci)),
+            Some(path) if self.oci.oci.is_none() => Place::Directory(path),
+            _ => Place::Oci(&self.oci),
         }
     }
 }
 
 /// Serve bundles over HTTP until SIGTERM or Ctrl-C
 ///
-/// The first line on stdout is `listening on http://ADDRESS:PORT`, once requests are answered.
+/// The registry's directory is created if it is missing. The first line on stdout is `listening on http://ADDRESS:PORT`, once requests are answered.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -127,16 +127,14 @@ struct Serve {
 
 /// Publish a directory with a musher.yaml
 ///
-/// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once. With --oci, it is published
-/// to that registry instead, as by `musherfs publish`.
+/// Prints NAMESPACE/BUNDLE@VERSION. A version can be published only once; publishing the same content
+/// again changes nothing and succeeds. With --oci, it is published to that registry instead, as by
+/// `musherfs publish`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   musherfs registry publish --root ~/registry ./my-bundle")]
 struct Publish {
-    #[command(flatten)]
-    root: MaybeRoot,
-
     /// The directory that has the musher.yaml
     #[arg(value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
@@ -146,6 +144,10 @@ struct Publish {
 
     #[command(flatten)]
     actor: ActorArg,
+
+    // Last: its options have a heading of their own, which what follows would get too.
+    #[command(flatten)]
+    root: MaybeRoot,
 }
 
 /// Withdraw a version: no name, tag or range means it any more
@@ -156,9 +158,6 @@ struct Publish {
 Examples:
   musherfs registry yank --root ~/registry acme/kit@1.2.0 --reason 'leaks a secret'")]
 struct Yank {
-    #[command(flatten)]
-    root: MaybeRoot,
-
     /// NAMESPACE/BUNDLE@VERSION
     #[arg(value_name = "REF")]
     reference: VersionRef,
@@ -169,6 +168,9 @@ struct Yank {
 
     #[command(flatten)]
     actor: ActorArg,
+
+    #[command(flatten)]
+    root: MaybeRoot,
 }
 
 /// Take a yank back
@@ -177,15 +179,15 @@ struct Yank {
 Examples:
   musherfs registry unyank --root ~/registry acme/kit@1.2.0")]
 struct Unyank {
-    #[command(flatten)]
-    root: MaybeRoot,
-
     /// NAMESPACE/BUNDLE@VERSION
     #[arg(value_name = "REF")]
     reference: VersionRef,
 
     #[command(flatten)]
     actor: ActorArg,
+
+    #[command(flatten)]
+    root: MaybeRoot,
 }
 
 /// List all versions
@@ -267,7 +269,7 @@ fn table(rows: &[Row]) -> Table {
 }
 
 fn serve(args: Serve) -> Result<(), Failure> {
-    let storage = args.root.open()?;
+    let storage = Storage::open(&args.root.path)?;
     let swept = storage.sweep()?;
     tracing::debug!(?swept, "removed what unfinished publishes left behind");
     if args.samples {
@@ -302,58 +304,60 @@ fn serve(args: Serve) -> Result<(), Failure> {
 }
 
 fn publish(args: &Publish) -> Result<(), Failure> {
-    let storage = match args.root.place()? {
-        Place::Directory(storage) => storage,
+    let root = match args.root.place() {
+        Place::Directory(root) => root,
         Place::Oci(oci) => return super::publish::publish(&args.bundle, &args.options, oci),
     };
     args.options.check_for_directory()?;
     let publication = Publication::read(&args.bundle)?;
+    let storage = Storage::open(root)?;
     for warning in publication.warnings() {
         tracing::warn!("{warning}");
     }
-    if publication.visibility == Visibility::Private {
+    let (reference, existed) = match storage.publish(&publication, &args.actor.name) {
+        Err(PublishError::VersionExists(reference)) if storage.holds(&publication) => {
+            output::note(&super::publish::already_published(&reference));
+            (reference, true)
+        }
+        published => (published?, false),
+    };
+    if !existed && publication.visibility == Visibility::Private {
         tracing::warn!(
-            "{} is private: only holders of a token will see it",
-            publication.reference
+            "{reference} is private: only holders of a token see it; `visibility: public` in its musher.yaml shows a version to everybody"
         );
     }
-    let reference = storage.publish(&publication, &args.actor.name)?;
-    args.options.print_published(&reference)
+    args.options.print_published(&reference, existed)
 }
 
 fn yank(args: &Yank) -> Result<(), Failure> {
-    let storage = match args.root.place()? {
-        Place::Directory(storage) => storage,
+    let storage = match args.root.place() {
+        Place::Directory(root) => existing(root)?,
         Place::Oci(oci) => {
             let why = Some(args.reason.as_str());
-            return yank::change(oci, &args.reference, State::Yanked, why, &args.actor).map(drop);
+            return yank::change(oci, &args.reference, State::Yanked, why, &args.actor)?.print();
         }
     };
-    if !storage.yank(&args.reference, &args.reason, &args.actor.name)? {
-        tracing::warn!(
-            "{} was yanked before; its first reason stays",
-            args.reference
-        );
-    }
-    Ok(())
+    let changed = storage.yank(&args.reference, &args.reason, &args.actor.name)?;
+    yank::print(&args.reference, State::Yanked, changed)
 }
 
 fn unyank(args: &Unyank) -> Result<(), Failure> {
-    let storage = match args.root.place()? {
-        Place::Directory(storage) => storage,
+    let storage = match args.root.place() {
+        Place::Directory(root) => existing(root)?,
         Place::Oci(oci) => {
             let state = State::Published;
-            return yank::change(oci, &args.reference, state, None, &args.actor).map(drop);
+            return yank::change(oci, &args.reference, state, None, &args.actor)?.print();
         }
     };
-    if !storage.unyank(&args.reference, &args.actor.name)? {
-        tracing::warn!("{} is not yanked", args.reference);
-    }
-    Ok(())
+    let changed = storage.unyank(&args.reference, &args.actor.name)?;
+    yank::print(&args.reference, State::Published, changed)
 }
 
 fn rows(root: &Root) -> Result<Vec<Row>, Failure> {
-    let listing = root.open()?.list()?;
+    let listing = existing(&root.path)?.list()?;
+    if listing.versions.is_empty() && listing.damaged.is_empty() {
+        output::note(&format!("nothing is published in {}", root.path.display()));
+    }
     for damage in &listing.damaged {
         tracing::warn!("{} is damaged: {}", damage.path.display(), damage.reason);
     }
@@ -370,8 +374,13 @@ fn rows(root: &Root) -> Result<Vec<Row>, Failure> {
     Ok(listing.versions.iter().map(row).collect())
 }
 
-impl Root {
-    fn open(&self) -> Result<Storage, Failure> {
-        Ok(Storage::open(&self.path)?)
+/// Opens a registry for commands that would find nothing in one that they had just made.
+fn existing(root: &Path) -> Result<Storage, Failure> {
+    if root.is_dir() {
+        return Ok(Storage::open(root)?);
     }
+    let message = format!("there is no registry in {}", root.display());
+    Err(Failure::text(Exit::General, message).with_hint(Some(
+        "check the spelling of --root; `musherfs registry publish` makes a registry where there is none",
+    )))
 }

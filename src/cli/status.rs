@@ -2,11 +2,16 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
+
 use super::failure::{Exit, Failure, printable};
 use super::output::{self, Align, Table, size};
 use super::shared::runtime;
 use crate::error::Error;
+use crate::mount::control::unserved::{self, Unserved};
 use crate::mount::control::{SourceStatus, Status, client};
+use crate::mount::mountinfo::MountTable;
+use crate::mount::touch;
 use crate::paths::Directories;
 
 /// How many waiting requests and failures are printed for people.
@@ -15,7 +20,8 @@ const MOST: usize = 5;
 /// Show the running mounts
 ///
 /// Asks their daemons over a socket, never through the mount, so it answers within a second also
-/// when the network hangs. Of a system service, only root sees the mounts.
+/// when the network hangs. A mount that has lost its daemon is shown as `dead`, one whose daemon does
+/// not answer as `stuck`. Of a system service, only root sees the mounts.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,7 +30,7 @@ Examples:
   musherfs status --json | jq '.[].reads.hitRate'
 
 Exit status:
-  0 if all mounts answered, also if there are none; 5 if one did not")]
+  0 if all mounts answered, also if there are none; 5 if one is dead, stuck or did not answer")]
 pub(super) struct Args {
     /// Print JSON, with all counters
     #[arg(long)]
@@ -41,27 +47,69 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let all = runtime()?
         .block_on(asking)
         .map_err(|error| Error::io(&directories.runtime, error))?;
+    let mounts = MountTable::read().map_err(|error| Error::io("/proc/self/mountinfo", error))?;
+    let unserved = unserved::unserved(
+        &directories.runtime,
+        &mounts,
+        &all.mounts,
+        &|dir, patience| touch::ask_elsewhere(touch::this_program(), dir, patience),
+    );
     if args.json {
-        output::json(&all.mounts)?;
+        let served = all.mounts.iter().map(Row::Served);
+        let rows: Vec<Row<'_>> = served.chain(unserved.iter().map(Row::Unserved)).collect();
+        output::json(&rows)?;
     } else if args.long {
         for status in &all.mounts {
             output::write_all(describe(status).as_bytes())?;
         }
-    } else {
-        table(&all.mounts).print()?;
-        if all.mounts.is_empty() && all.silent.is_empty() {
-            tracing::info!("nothing is mounted");
+        for one in &unserved {
+            output::write_all(describe_unserved(one).as_bytes())?;
         }
+    } else {
+        table(&all.mounts, &unserved).print()?;
     }
-    match all.silent.as_slice() {
-        [] => Ok(()),
-        [first, ..] => Err(Failure::text(
+    if all.mounts.is_empty() && all.silent.is_empty() && unserved.is_empty() {
+        output::note("nothing is mounted");
+    }
+    match (all.silent.as_slice(), unserved.as_slice()) {
+        ([], []) => Ok(()),
+        (_, [first, ..]) => {
+            let (dir, word) = (first.mountpoint.display(), word(first.state));
+            let why = match (first.state, all.silent.first()) {
+                (unserved::State::Dead, _) => "its daemon is gone".to_owned(),
+                (unserved::State::Stuck, None) => "it does not answer".to_owned(),
+                (unserved::State::Stuck, Some(silent)) => {
+                    format!("process {} does not answer: {}", silent.pid, silent.error)
+                }
+            };
+            Err(Failure::text(
+                Exit::Timeout,
+                format!("the mount on {dir} is {word}: {why}"),
+            )
+            .with_hint(Some(first.remedy.clone())))
+        }
+        ([first, ..], []) => Err(Failure::text(
             Exit::Timeout,
             format!("process {} does not answer: {}", first.pid, first.error),
         )
         .with_hint(Some(
             "`musherfs doctor` tells whether its mount still serves",
         ))),
+    }
+}
+
+/// What `--json` prints of a mount.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Row<'a> {
+    Served(&'a Status),
+    Unserved(&'a Unserved),
+}
+
+fn word(state: unserved::State) -> &'static str {
+    match state {
+        unserved::State::Dead => "dead",
+        unserved::State::Stuck => "stuck",
     }
 }
 
@@ -79,7 +127,7 @@ fn percent(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}%", rate * 100.0))
 }
 
-fn table(all: &[Status]) -> Table {
+fn table(all: &[Status], unserved: &[Unserved]) -> Table {
     let mut table = Table::new([
         ("MOUNTPOINT", Align::Left),
         ("REGISTRY", Align::Left),
@@ -102,7 +150,24 @@ fn table(all: &[Status]) -> Table {
             time(status.uptime_seconds),
         ]);
     }
+    for one in unserved {
+        let [dir, state] = [one.mountpoint.display().to_string(), word(one.state).into()];
+        let rest = std::iter::repeat_n("-".to_owned(), 5);
+        table.row([dir, "-".to_owned(), state].into_iter().chain(rest));
+    }
     table
+}
+
+fn describe_unserved(one: &Unserved) -> String {
+    format!(
+        "{:<12}{}\n{:<12}{}\n{:<12}{}\n\n",
+        "mountpoint",
+        printable(&one.mountpoint.display().to_string()),
+        "state",
+        word(one.state),
+        "hint",
+        printable(&one.remedy)
+    )
 }
 
 fn describe(status: &Status) -> String {

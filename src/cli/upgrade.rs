@@ -54,11 +54,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 done.pid
             ),
             Err(failure) => {
-                let told = Failure {
-                    code: failure.exit_code,
-                    message: format!("{} is not upgraded: {}", dir.display(), failure.message),
-                    hint: failure.hint,
-                };
+                let message = format!("{} is not upgraded: {}", dir.display(), failure.message);
+                let told = Failure::text(failure.exit_code, message).with_hint(failure.hint);
                 if let Some(earlier) = worst.replace(told) {
                     tracing::error!("{}", earlier.message);
                 }

@@ -198,6 +198,11 @@ fn describe(why: &Why) -> String {
         );
         line("hint", failure.remedy.clone());
     }
+    let writing = &why.writing;
+    line(
+        "writes",
+        format!("fail with {}: {}", writing.errno, writing.remedy),
+    );
     text
 }
 

@@ -37,6 +37,9 @@ pub(super) struct YankArgs {
 
 /// Take a yank in an OCI registry back
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs unyank acme/kit@1.2.0 --oci ghcr.io/my-org")]
 pub(super) struct UnyankArgs {
     #[command(flatten)]
     version: VersionArg,
@@ -120,9 +123,10 @@ pub(super) fn unyank(args: &UnyankArgs) -> Result<(), Failure> {
 }
 
 impl VersionArg {
-    fn print(&self, recorded: &Recorded) -> Result<(), Failure> {
+    fn print(&self, changed: &Changed) -> Result<(), Failure> {
+        let Changed(recorded) = changed;
         if !self.json {
-            return Ok(());
+            return changed.print();
         }
         output::json(&Row {
             reference: recorded.reference.to_string(),
@@ -133,6 +137,29 @@ impl VersionArg {
     }
 }
 
+/// What came of a change in an OCI registry.
+pub(super) struct Changed(Recorded);
+
+impl Changed {
+    /// Says so.
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        print(&self.0.reference, self.0.state, self.0.changed)
+    }
+}
+
+/// Says what became of a version's state.
+pub(super) fn print(reference: &VersionRef, state: State, changed: bool) -> Result<(), Failure> {
+    let text = match (state, changed) {
+        (State::Yanked, true) => format!("yanked {reference}"),
+        (State::Yanked, false) => {
+            format!("{reference} was yanked before; its first reason stays")
+        }
+        (State::Published, true) => format!("unyanked {reference}"),
+        (State::Published, false) => format!("{reference} is not yanked"),
+    };
+    output::line(&text)
+}
+
 /// Sets a version's state in the OCI registry that the settings name.
 pub(super) fn change(
     oci: &OciArgs,
@@ -140,17 +167,8 @@ pub(super) fn change(
     state: State,
     reason: Option<&str>,
     actor: &ActorArg,
-) -> Result<Recorded, Failure> {
+) -> Result<Changed, Failure> {
     let remote = oci.remote()?;
     let change = set_state(&remote, reference, state, reason, &actor.name);
-    let recorded = runtime()?.block_on(change)?;
-    if !recorded.changed {
-        match state {
-            State::Yanked => {
-                tracing::warn!("{reference} was yanked before; its first reason stays");
-            }
-            State::Published => tracing::warn!("{reference} is not yanked"),
-        }
-    }
-    Ok(recorded)
+    Ok(Changed(runtime()?.block_on(change)?))
 }

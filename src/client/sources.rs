@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use tracing::debug;
+use url::Url;
 
 use crate::config::value::Mirror as MirrorSetting;
 use crate::config::{Config, Origin};
@@ -23,7 +24,7 @@ use crate::source::api::{ApiSettings, ApiSource};
 use crate::source::breaker::Guarded;
 use crate::source::http::HttpClient;
 use crate::source::mirror::Mirror;
-use crate::source::oci::reference::Endpoint;
+use crate::source::oci::reference::{Endpoint, InvalidEndpoint};
 use crate::source::oci::{
     Artifacts, Beside, ContentOnly, Named, NamedSettings, OciSettings, OciSource, is_api_registry,
 };
@@ -166,6 +167,58 @@ pub(super) fn assemble(config: &Config, keys: KeyChain, http: &HttpClient) -> Re
         sources.content.push(api);
     }
     Ok(sources)
+}
+
+/// Somebody who would be asked, and as whom.
+pub enum Party {
+    /// A Musher API.
+    Api {
+        /// Where it is.
+        url: Url,
+        /// Its key.
+        keys: KeyChain,
+    },
+    /// An OCI registry.
+    Oci {
+        /// Where it is.
+        endpoint: Endpoint,
+        /// Its login.
+        logins: LoginChain,
+    },
+}
+
+/// Whom [`assemble`] would make sources for, the API itself aside, and whether they are mirrors: for
+/// those who want to know how they are.
+///
+/// # Errors
+///
+/// [`Error::Config`] for settings that cannot be used.
+pub fn parties(config: &Config, keys: &KeyChain, files: &LoginFiles) -> Result<Vec<(Party, bool)>> {
+    let wrong = |error: InvalidEndpoint| Error::Config(error.to_string());
+    let oci = config.oci_registry_url.as_ref();
+    let oci = oci.map(Endpoint::from_url).transpose().map_err(wrong)?;
+    let mut parties = Vec::new();
+    if let Some(endpoint) = &oci {
+        let logins = logins(config, keys.clone(), files.clone(), endpoint)?;
+        let endpoint = endpoint.clone();
+        parties.push((Party::Oci { endpoint, logins }, false));
+    }
+    for mirror in config.mirrors.iter() {
+        if oci
+            .as_ref()
+            .is_some_and(|oci| is_mirror_of_oci(mirror, oci))
+        {
+            let endpoint = Endpoint::from_url(&mirror.url).map_err(wrong)?;
+            let (host, prefix) = (endpoint.host(), endpoint.prefix());
+            let logins = LoginChain::new(None, None, files.clone(), &host, prefix);
+            parties.push((Party::Oci { endpoint, logins }, true));
+        } else if config.has_api() && is_mirror_of_api(mirror, config) {
+            // The key is the origin's.
+            let (url, keys) = (mirror.url.clone(), KeyChain::default());
+            parties.push((Party::Api { url, keys }, true));
+        }
+    }
+    Ok(parties)
 }
 
 /// Who the OCI registry is told we are. The Musher key is for Musher's registry; for another one

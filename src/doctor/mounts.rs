@@ -138,12 +138,13 @@ fn propagation(probe: &Probe) -> Option<Finding> {
             "a mount made again reaches containers that bind it with rslave",
         )
     } else {
-        Finding::warn(
+        // Nothing is wrong as long as no container is to see it.
+        Finding::info(
             ID,
             format!(
                 "{on} is a private mount: containers that run already do not see a mount made again"
             ),
-            format!("`mount --make-shared {on}` as root, before the containers start"),
+            format!("for containers, `mount --make-shared {on}` as root before they start"),
         )
     })
 }

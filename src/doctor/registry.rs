@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use tokio::net::{TcpStream, lookup_host};
 use url::Url;
 
-use super::{Area, Finding, Probe};
-use crate::credentials::KeyOrigin;
+use super::{Area, Finding, Probe, oci};
+use crate::credentials::{KeyChain, KeyOrigin};
 use crate::error::Error;
 use crate::source::Deadline;
 use crate::source::api::{ApiSettings, ApiSource, KeyVerdict};
@@ -30,23 +30,36 @@ pub(super) async fn check(probe: &Probe) -> Vec<Finding> {
         return findings;
     }
     let deadline = Deadline::after(probe.patience);
-    if !probe.config.has_api() {
-        // An OCI registry, or a directory: the API's key is none of its business.
-        let url = probe.config.registry();
-        findings.extend(steps(probe, url, deadline).await);
-        return findings;
-    }
-    let url = &probe.config.api_url.value;
-    let source = match source(probe) {
-        Ok(source) => source,
-        Err(finding) => {
-            findings.push(finding);
-            return findings;
+    let api = async {
+        match probe.config.has_api() {
+            true => api(probe, &probe.config.api_url, probe.keys.clone(), deadline).await,
+            // The API's key is none of an OCI registry's business.
+            false => Vec::new(),
         }
     };
+    // At the same time: each may take all of the patience.
+    let (api, others) = tokio::join!(api, oci::check(probe, deadline));
+    findings.extend(api);
+    findings.extend(others);
+    findings
+}
+
+/// The way to an API, and whether it answers.
+pub(super) async fn api(
+    probe: &Probe,
+    url: &Url,
+    keys: KeyChain,
+    deadline: Deadline,
+) -> Vec<Finding> {
+    let source = match source(probe, url, keys) {
+        Ok(source) => source,
+        Err(finding) => return vec![finding],
+    };
     // At the same time: the steps tell where it fails, the question whether it works.
-    let (steps, asked) = tokio::join!(steps(probe, url, deadline), ask(probe, &source, deadline));
-    findings.extend(steps);
+    let (mut findings, asked) = tokio::join!(
+        steps(probe, url, deadline),
+        ask(probe, url.as_str(), &source, deadline)
+    );
     findings.extend(asked);
     findings
 }
@@ -70,28 +83,32 @@ fn key(probe: &Probe) -> Finding {
     }
 }
 
-fn source(probe: &Probe) -> Result<ApiSource, Finding> {
-    let config = &probe.config;
-    let broken = |id, error: Error, remedy: &str| {
-        Finding::fail(id, Area::Configuration, error.to_string(), remedy)
-    };
-    let http = HttpClient::new(&HttpSettings {
-        ca_file: config.ca_file.value.clone(),
-        insecure_http: *config.insecure_http,
+pub(super) fn http(probe: &Probe) -> Result<HttpClient, Finding> {
+    HttpClient::new(&HttpSettings {
+        ca_file: probe.config.ca_file.value.clone(),
+        insecure_http: *probe.config.insecure_http,
         ..HttpSettings::default()
-    });
-    let remedy = "name a readable PEM file with --ca-file, or leave it out";
-    let http = http.map_err(|error| broken("ca-file", error, remedy))?;
-    ApiSource::new(ApiSettings {
-        base: config.api_url.value.clone(),
-        keys: probe.keys.clone(),
-        http,
     })
     .map_err(|error| {
-        let remedy =
-            "name an https URL with --api-url; http only on this machine or with --insecure-http";
-        broken("registry-url", error, remedy)
+        let remedy = "name a readable PEM file with --ca-file, or leave it out";
+        Finding::fail("ca-file", Area::Configuration, error.to_string(), remedy)
     })
+}
+
+/// A URL that must not be asked.
+pub(super) fn bad_url(error: &Error) -> Finding {
+    Finding::fail(
+        "registry-url",
+        Area::Configuration,
+        error.to_string(),
+        "name an https URL; http only on this machine or with --insecure-http",
+    )
+}
+
+fn source(probe: &Probe, url: &Url, keys: KeyChain) -> Result<ApiSource, Finding> {
+    let http = http(probe)?;
+    let base = url.clone();
+    ApiSource::new(ApiSettings { base, keys, http }).map_err(|error| bad_url(&error))
 }
 
 /// Whether a connection to this host goes through a proxy, as far as the variables tell.
@@ -114,7 +131,7 @@ fn proxy<'p>(probe: &'p Probe, url: &Url, host: &str) -> Option<&'p (&'static st
 }
 
 /// Name and connection.
-async fn steps(probe: &Probe, url: &Url, deadline: Deadline) -> Vec<Finding> {
+pub(super) async fn steps(probe: &Probe, url: &Url, deadline: Deadline) -> Vec<Finding> {
     let Some(host) = url.host_str() else {
         return Vec::new();
     };
@@ -163,12 +180,11 @@ async fn steps(probe: &Probe, url: &Url, deadline: Deadline) -> Vec<Finding> {
 }
 
 /// A real question, with the key.
-async fn ask(probe: &Probe, source: &ApiSource, deadline: Deadline) -> Vec<Finding> {
+async fn ask(probe: &Probe, url: &str, source: &ApiSource, deadline: Deadline) -> Vec<Finding> {
     const ID: &str = "registry";
-    let url = probe.config.api_url.as_str();
     let checked = match source.check(deadline).await {
         Ok(checked) => checked,
-        Err(error) => return vec![no_answer(probe, &error)],
+        Err(error) => return vec![no_answer(probe, ID, url, &error)],
     };
     let mut findings = vec![Finding::ok(ID, format!("{url} answers"))];
     findings.push(match &checked.key {
@@ -208,25 +224,24 @@ fn clock(theirs: SystemTime, ours: SystemTime) -> Finding {
     )
 }
 
-fn no_answer(probe: &Probe, error: &Error) -> Finding {
-    const ID: &str = "registry";
-    let url = probe.config.api_url.as_str();
+/// Why there is no answer, or none of a registry.
+pub(super) fn no_answer(probe: &Probe, id: &'static str, url: &str, error: &Error) -> Finding {
     let text = error.to_string();
     match error {
         Error::Timeout { .. } => Finding::fail(
-            ID,
+            id,
             Area::Time,
             format!("{url} did not answer within {:?}", probe.patience),
             "it is slow or stuck; `musherfs doctor --timeout 10s` waits longer",
         ),
         Error::Malformed { .. } | Error::NotFound { .. } | Error::Rejected { .. } => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} does not answer as a registry does: {text}"),
             "check the URL: a login page or another service may answer there",
         ),
         Error::Denied { .. } => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} refuses everybody: {text}"),
             "check the URL, and whether a proxy or firewall stands in front of it",
@@ -238,7 +253,7 @@ fn no_answer(probe: &Probe, error: &Error) -> Finding {
             "trust your organisation's CA with --ca-file FILE.pem; check this machine's clock and the URL's name",
         ),
         _ => Finding::fail(
-            ID,
+            id,
             Area::Network,
             format!("{url} cannot be asked: {text}"),
             "check the network, the proxy settings and the registry's URL",

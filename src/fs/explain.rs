@@ -125,6 +125,10 @@ impl Explanation {
 const GRAMMAR: &str = "a path is NAMESPACE/BUNDLE[@VERSION]/PATH, such as acme/code-review@1.2.0/README.md, \
      with names of letters, digits, hyphens";
 
+/// Right in a mount that asks nobody as well as without a mount.
+const OFFLINE: &str = "`musherfs load NAMESPACE/BUNDLE` fetches it while the registry can be reached; \
+     a mount without --offline fetches what is read";
+
 impl Fs {
     /// Tells what is known of `path`, which is relative to the root of the mount.
     ///
@@ -177,8 +181,8 @@ impl Fs {
             }
             Some(Presence::Absent) if self.resolver.is_offline() => Explanation::new(Kind::Absent)
                 .because(
-                    "nothing of this namespace is cached, and this mount asks nobody",
-                    "mount without --offline, or load a bundle of it while online",
+                    "nothing of this namespace is cached, and nobody is asked",
+                    OFFLINE,
                 ),
             Some(Presence::Absent) => Explanation::new(Kind::Absent).because(
                 "the registry has no such namespace, or it is a name that programs probe for",
@@ -279,10 +283,8 @@ impl Fs {
     ) -> Explanation {
         const REMEDY: &str = "check the spelling; a private bundle without a key looks absent too";
         if self.resolver.is_offline() {
-            return Explanation::new(Kind::Absent).because(
-                "no version of it is cached, and this mount asks nobody",
-                "mount without --offline, or load the bundle while online",
-            );
+            return Explanation::new(Kind::Absent)
+                .because("no version of it is cached, and nobody is asked", OFFLINE);
         }
         let listed = self.resolver.last_listing(&bundle.namespace);
         if listed.is_some_and(|list| list.complete && !list.bundles.contains_key(&bundle.slug)) {
@@ -327,8 +329,8 @@ impl Fs {
     ) -> Explanation {
         if self.resolver.is_offline() {
             return Explanation::new(Kind::Absent).because(
-                "its list of files is not cached, and this mount asks nobody",
-                "mount without --offline, or load the bundle while online",
+                "its list of files is not cached, and nobody is asked",
+                OFFLINE,
             );
         }
         let bundle = &version.bundle;

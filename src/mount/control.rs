@@ -16,6 +16,7 @@ pub mod client;
 pub mod events;
 pub mod metrics;
 pub mod status;
+pub mod unserved;
 pub mod why;
 
 use std::io;
@@ -102,12 +103,14 @@ impl Control {
 pub struct Listening {
     listener: UnixListener,
     router: Router,
-    _file: SocketFile,
+    /// The socket, and the record of what is served.
+    _files: [OwnFile; 2],
 }
 
-struct SocketFile(PathBuf);
+/// A file of this process, which goes with it.
+struct OwnFile(PathBuf);
 
-impl Drop for SocketFile {
+impl Drop for OwnFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -121,13 +124,17 @@ impl Drop for SocketFile {
 pub fn listen(runtime_dir: &Path, control: Arc<Control>) -> crate::error::Result<Listening> {
     let dir = runtime_dir.join(FOLDER);
     ensure_private_dir(&dir)?;
-    let path = dir.join(format!("{}.sock", std::process::id()));
+    let pid = std::process::id();
+    let path = dir.join(format!("{pid}.sock"));
     // Left behind by an earlier process with our number.
     let _ = std::fs::remove_file(&path);
     let failed = |error: io::Error| crate::error::Error::io(&path, error);
     let listener = UnixListener::bind(&path).map_err(failed)?;
-    let file = SocketFile(path.clone());
+    let record = unserved::record_path(&dir, pid);
+    let files = [OwnFile(path.clone()), OwnFile(record.clone())];
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    unserved::write(&record, &control.mountpoint, control.mount)
+        .map_err(|error| crate::error::Error::io(&record, error))?;
     let router = Router::new()
         .route(
             "/v1/status",
@@ -143,7 +150,7 @@ pub fn listen(runtime_dir: &Path, control: Arc<Control>) -> crate::error::Result
     Ok(Listening {
         listener,
         router,
-        _file: file,
+        _files: files,
     })
 }
 

@@ -236,7 +236,11 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
             };
             Ok((mounted, serving))
         }
-        (Origin::New, Some(point)) => mount_and_serve(&point, &options, edge, threads),
+        (Origin::New, Some(point)) => {
+            let served = mount_and_serve(&point, &options, edge, threads)?;
+            point.keep();
+            Ok(served)
+        }
         (Origin::New, None) => Err(MountError::io("the mountpoint", io::ErrorKind::NotFound)),
     });
     let (mounted, serving) = serving

@@ -252,6 +252,7 @@ impl Keeper {
                 return Err(error);
             }
         };
+        point.keep();
         let door = plan.runtime_dir.and_then(|dir| {
             Door::open(&dir)
                 .inspect_err(

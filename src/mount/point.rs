@@ -19,9 +19,22 @@ pub const MARKER: &str = "NOT-MOUNTED";
 const PROBE: Duration = Duration::from_secs(2);
 
 /// A directory that can be mounted on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// What had to be created for it is removed on drop, unless [`MountPoint::keep`] is called once
+/// something is mounted, or somebody has put something into it.
+#[derive(Debug, PartialEq, Eq)]
 pub struct MountPoint {
     path: PathBuf,
+    /// The directories that were made, the outermost first.
+    created: Vec<PathBuf>,
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        for dir in self.created.iter().rev() {
+            let _ = fs::remove_dir(dir);
+        }
+    }
 }
 
 impl MountPoint {
@@ -37,16 +50,16 @@ impl MountPoint {
     /// [`MountError::AlreadyMounted`], or [`MountError::DeadMount`] when the daemon of the mount
     /// that is there is gone.
     pub fn prepare(dir: &Path) -> Result<Self> {
+        let mut point = Self {
+            path: dir.to_owned(),
+            created: Vec::new(),
+        };
         let located = match Located::find(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o755)
-                    .create(dir)
-                    .map_err(|source| MountError::CannotCreate {
-                        path: dir.to_owned(),
-                        source,
-                    })?;
+                point.create().map_err(|source| MountError::CannotCreate {
+                    path: dir.to_owned(),
+                    source,
+                })?;
                 Located::find(dir)
             }
             found => found,
@@ -59,6 +72,7 @@ impl MountPoint {
         })?;
         let table = MountTable::read().map_err(|e| MountError::io("/proc/self/mountinfo", e))?;
         let path = located.path.clone();
+        point.path.clone_from(&path);
         if let Some(mount) = located.mounted_here(&table) {
             let fs_type = mount.fs_type.clone();
             let is_fuse = fs_type == "fuse" || fs_type.starts_with("fuse.");
@@ -71,7 +85,35 @@ impl MountPoint {
         }
         drop(located);
         is_empty(&path)?;
-        Ok(Self { path })
+        Ok(point)
+    }
+
+    /// Creates the directory and those above it that are missing.
+    fn create(&mut self) -> io::Result<()> {
+        let missing = |dir: &&Path| fs::symlink_metadata(dir).is_err();
+        let mut wanted: Vec<PathBuf> = self
+            .path
+            .ancestors()
+            .take_while(missing)
+            .map(Path::to_owned)
+            .collect();
+        // One by one, so that what another process makes meanwhile does not count as ours.
+        while let Some(dir) = wanted.pop() {
+            if dir.as_os_str().is_empty() || dir.ends_with("..") {
+                continue;
+            }
+            match fs::DirBuilder::new().mode(0o755).create(&dir) {
+                Ok(()) => self.created.push(dir),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Something is mounted: the directory stays.
+    pub fn keep(mut self) {
+        self.created.clear();
     }
 
     /// Puts [`MARKER`] into the directory, which says what to do; it stays after unmounting.
@@ -133,6 +175,25 @@ mod tests {
             fs::canonicalize(dir.path()).unwrap().join("a/b")
         );
         assert!(point.path().is_dir());
+    }
+
+    #[test]
+    fn what_was_created_goes_again_unless_something_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (above, below) = (dir.path().join("a"), dir.path().join("a/b"));
+        drop(MountPoint::prepare(&below).unwrap());
+        assert!(!above.exists());
+
+        let point = MountPoint::prepare(&below).unwrap();
+        fs::write(above.join("a stranger"), "").unwrap();
+        drop(point);
+        assert!(above.exists() && !below.exists());
+
+        MountPoint::prepare(&below).unwrap().keep();
+        assert!(below.exists());
+        // It was there before.
+        drop(MountPoint::prepare(&below).unwrap());
+        assert!(below.exists());
     }
 
     #[test]

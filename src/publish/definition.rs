@@ -17,6 +17,11 @@
 //! ids, and description, readme and license for a public bundle. The second has none: unknown keys
 //! pass. In both an asset's path is where its file lies, and a file may not be reached through a
 //! link that leaves the directory.
+//!
+//! Everything that is wrong is told at once, each with its line: a publisher who mends one thing does
+//! not want to hear of the next only then.
+
+mod lines;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -24,65 +29,85 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Asset, MAX_ASSET, Publication, PublishError, Visibility, inferred_type, known_type};
-use crate::reference::{BundleId, LogicalPath, Version, VersionRef};
+use self::lines::{Lines, Place};
+use super::{
+    Asset, MAX_ASSET, Problem, Publication, PublishError, Visibility, inferred_type, known_type,
+};
+use crate::reference::{BundleId, InvalidReference, LogicalPath, Version, VersionRef};
 
 /// The names a definition may have, in the order they are looked for.
 const NAMES: [&str; 2] = ["musher.yaml", "musher.yml"];
 
-/// The v1alpha1 schema.
+/// The v1alpha1 schema. Nothing is required here, so that all that is missing can be told at once.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Schema {
     /// Not in the schema, but in its documentation: `bundle`.
     kind: Option<String>,
-    namespace: String,
-    slug: String,
-    version: String,
-    name: String,
+    namespace: Option<String>,
+    slug: Option<String>,
+    version: Option<String>,
+    name: Option<String>,
     description: Option<String>,
     visibility: Option<String>,
-    #[serde(default)]
-    keywords: Vec<String>,
+    keywords: Option<Vec<String>>,
     readme: Option<String>,
     license: Option<String>,
     license_file: Option<String>,
     repository: Option<String>,
     homepage: Option<String>,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-    assets: Vec<SchemaAsset>,
+    annotations: Option<BTreeMap<String, String>>,
+    assets: Option<Vec<SchemaAsset>>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct SchemaAsset {
-    id: String,
-    src: String,
+    id: Option<String>,
+    src: Option<String>,
     kind: Option<String>,
     media_type: Option<String>,
 }
 
+/// All that the schema knows, at the top and of an asset.
+const SCHEMA_KEYS: [&str; 15] = [
+    "kind",
+    "namespace",
+    "slug",
+    "version",
+    "name",
+    "description",
+    "visibility",
+    "keywords",
+    "readme",
+    "license",
+    "licenseFile",
+    "repository",
+    "homepage",
+    "annotations",
+    "assets",
+];
+const ASSET_KEYS: [&str; 4] = ["id", "src", "kind", "mediaType"];
+
 /// The shape of the public examples.
 #[derive(Deserialize)]
 struct Example {
-    name: String,
-    version: String,
+    name: Option<String>,
+    version: Option<String>,
     description: Option<String>,
     visibility: Option<String>,
-    #[serde(default)]
-    keywords: Vec<String>,
+    keywords: Option<Vec<String>>,
     readme: Option<String>,
     license: Option<String>,
     license_file: Option<String>,
     repository: Option<String>,
     homepage: Option<String>,
-    assets: Vec<ExampleAsset>,
+    assets: Option<Vec<ExampleAsset>>,
 }
 
 #[derive(Deserialize)]
 struct ExampleAsset {
-    logical_path: String,
+    logical_path: Option<String>,
     asset_type: Option<String>,
     media_type: Option<String>,
 }
@@ -95,21 +120,29 @@ struct Probe {
     name: Option<String>,
 }
 
-/// Either shape, validated as far as it can be without looking at the files.
+/// Either shape, as far as it could be understood.
 struct Definition {
-    reference: VersionRef,
+    /// Missing only if a problem says why.
+    reference: Option<VersionRef>,
     name: String,
     description: Option<String>,
     visibility: Visibility,
     keywords: Vec<String>,
     readme: Option<String>,
     license: Option<String>,
-    license_file: Option<String>,
+    license_file: Option<(String, &'static str)>,
     repository: Option<String>,
     homepage: Option<String>,
     annotations: BTreeMap<String, String>,
-    /// Path, type and media type.
-    assets: Vec<(String, &'static str, Option<String>)>,
+    assets: Vec<Listed>,
+}
+
+/// A file that a definition lists.
+struct Listed {
+    path: String,
+    asset_type: &'static str,
+    media_type: Option<String>,
+    place: Place,
 }
 
 impl Publication {
@@ -117,8 +150,8 @@ impl Publication {
     ///
     /// # Errors
     ///
-    /// [`PublishError`]: a definition that breaks its schema, a file that is missing, unreadable,
-    /// too large or outside of `dir`, or a rule of [`Publication::check`].
+    /// [`PublishError::NoDefinition`]; [`PublishError::Definition`] with all that is wrong with the
+    /// definition and the files that it names; a rule of [`Publication::check`].
     pub fn read(dir: &Path) -> Result<Self, PublishError> {
         let path = NAMES
             .iter()
@@ -132,12 +165,8 @@ impl Publication {
             source,
         };
         let text = std::fs::read_to_string(&path).map_err(unreadable)?;
-        let definition = parse(&text).map_err(|reason| PublishError::Definition {
-            path: path.clone(),
-            reason,
-        })?;
         let root = dir.canonicalize().map_err(unreadable)?;
-        definition.load(&Root { root })
+        Draft::new(path).read(&text, &Root { root })
     }
 
     /// Reads a bundle whose files are not in a directory: `definition` is the text of its
@@ -150,11 +179,7 @@ impl Publication {
         definition: &str,
         file: impl Fn(&str) -> Option<&'static [u8]>,
     ) -> Result<Self, PublishError> {
-        let definition = parse(definition).map_err(|reason| PublishError::Definition {
-            path: NAMES[0].into(),
-            reason,
-        })?;
-        definition.load(&file)
+        Draft::new(NAMES[0].into()).read(definition, &file)
     }
 }
 
@@ -209,45 +234,205 @@ impl<F: Fn(&str) -> Option<&'static [u8]>> Files for F {
     }
 }
 
-impl Definition {
-    fn load(self, files: &dyn Files) -> Result<Publication, PublishError> {
-        let read = |text: &str| -> Result<(LogicalPath, Vec<u8>), PublishError> {
-            let path: LogicalPath = text.parse().map_err(|source| PublishError::BadPath {
-                path: text.chars().take(200).collect(),
-                source,
-            })?;
-            let bytes = files.read(path.as_str())?;
-            Ok((path, bytes))
+/// A definition that is being read, and what was found wrong with it so far.
+struct Draft {
+    path: PathBuf,
+    lines: Lines,
+    problems: Vec<Problem>,
+}
+
+impl Draft {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            lines: Lines::default(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn read(mut self, text: &str, files: &dyn Files) -> Result<Publication, PublishError> {
+        let publication = self
+            .parse(text)
+            .and_then(|definition| definition.load(files, &mut self))
+            .filter(|_| self.problems.is_empty());
+        let Some(publication) = publication else {
+            self.problems.sort_by_key(|problem| problem.line);
+            return Err(PublishError::Definition {
+                path: self.path,
+                problems: self.problems,
+            });
         };
-        let readme = match &self.readme {
-            None => None,
-            Some(path) => {
-                let (path, bytes) = read(path)?;
-                let text = String::from_utf8(bytes).map_err(|error| PublishError::NotText {
-                    path: path.to_string(),
-                    at: error.utf8_error().valid_up_to(),
-                })?;
-                Some(text)
+        publication.check()?;
+        Ok(publication)
+    }
+
+    fn wrong(&mut self, place: Place, reason: impl Into<String>) {
+        self.problems.push(Problem {
+            line: self.lines.of(place),
+            reason: reason.into(),
+            hint: None,
+        });
+    }
+
+    fn wrong_file(&mut self, place: Place, error: &PublishError) {
+        self.problems.push(Problem {
+            line: self.lines.of(place),
+            reason: error.to_string(),
+            hint: Some(error.hint()),
+        });
+    }
+
+    /// Notes why text is no YAML, or not of the types that are expected.
+    fn not_understood(&mut self, error: &serde_saphyr::Error) {
+        // The parser's messages begin with the place and continue with a drawing of it.
+        let text = error.without_snippet().to_string();
+        let text = text.lines().next().unwrap_or_default();
+        self.problems.push(Problem {
+            line: error.location().map(|place| place.line()),
+            reason: text.trim_start_matches("error: ").to_owned(),
+            hint: None,
+        });
+    }
+
+    fn parse(&mut self, text: &str) -> Option<Definition> {
+        let probe = serde_saphyr::from_str::<Probe>(text);
+        self.lines = match Lines::read(text) {
+            Ok(lines) => lines,
+            Err(error) => {
+                self.not_understood(&error);
+                return None;
             }
         };
-        if let Some(path) = &self.license_file {
-            read(path)?;
+        let is_example = probe.is_ok_and(|probe| {
+            probe.namespace.is_none()
+                && probe.slug.is_none()
+                && probe.name.is_some_and(|name| name.contains('/'))
+        });
+        let definition = if is_example {
+            serde_saphyr::from_str::<Example>(text).map(|example| example.define(self))
+        } else {
+            self.unknown_keys();
+            serde_saphyr::from_str::<Schema>(text).map(|schema| schema.define(self))
+        };
+        match definition {
+            Ok(definition) => {
+                definition.validate(self);
+                Some(definition)
+            }
+            Err(error) => {
+                self.not_understood(&error);
+                None
+            }
         }
-        let assets = self
-            .assets
-            .into_iter()
-            .map(|(path, asset_type, media_type)| {
-                let (path, bytes) = read(&path)?;
-                Ok(Asset {
+    }
+
+    /// Keys that the schema does not have.
+    fn unknown_keys(&mut self) {
+        let unknown = self.lines.other_than(&SCHEMA_KEYS, &ASSET_KEYS);
+        for (line, key) in unknown {
+            self.problems.push(Problem {
+                line: Some(line),
+                reason: format!("unknown key `{key}`"),
+                hint: None,
+            });
+        }
+    }
+
+    /// A value that must be there.
+    fn required(&mut self, place: Place, value: Option<String>) -> Option<String> {
+        if value.is_none() {
+            self.wrong(place, format!("{} is missing", place.name()));
+        }
+        value
+    }
+
+    fn bundle(&mut self, place: Place, text: &str) -> Option<BundleId> {
+        text.parse()
+            .map_err(|error: InvalidReference| self.wrong(place, error.to_string()))
+            .ok()
+    }
+
+    fn version(&mut self, text: Option<String>) -> Option<Version> {
+        let place = Place::Key("version");
+        let text = self.required(place, text)?;
+        let version = text.parse();
+        if version.is_err() {
+            let reason = format!("version {text:?} is not MAJOR.MINOR.PATCH, such as 1.0.0");
+            self.wrong(place, reason);
+        }
+        version.ok()
+    }
+
+    fn visibility(&mut self, text: Option<&str>) -> Visibility {
+        match text {
+            None | Some("private") => Visibility::Private,
+            Some("public") => Visibility::Public,
+            Some(other) => {
+                let reason = format!("visibility {other:?} is not private or public");
+                self.wrong(Place::Key("visibility"), reason);
+                Visibility::Private
+            }
+        }
+    }
+
+    /// A lower-case name, as the schema wants it.
+    fn schema_name(&mut self, place: Place, text: Option<String>, most: usize) -> Option<String> {
+        let text = self.required(place, text)?;
+        if !is_schema_name(&text, most) {
+            let name = place.name();
+            self.wrong(
+                place,
+                format!(
+                    "{name} {text:?} is not lower-case letters, digits and inner hyphens (at most {most})"
+                ),
+            );
+            return None;
+        }
+        Some(text)
+    }
+
+    /// The file at `path`, if it can be had.
+    fn file(
+        &mut self,
+        files: &dyn Files,
+        place: Place,
+        path: &str,
+    ) -> Option<(LogicalPath, Vec<u8>)> {
+        let path = path.parse::<LogicalPath>().map_err(|source| {
+            let path = path.chars().take(200).collect();
+            PublishError::BadPath { path, source }
+        });
+        let found = path.and_then(|path| {
+            let bytes = files.read(path.as_str())?;
+            Asset::check_bytes(path.as_str(), &bytes)?;
+            Ok((path, bytes))
+        });
+        found.map_err(|error| self.wrong_file(place, &error)).ok()
+    }
+}
+
+impl Definition {
+    fn load(self, files: &dyn Files, draft: &mut Draft) -> Option<Publication> {
+        let readme = self.readme.as_ref().and_then(|path| {
+            let (_, bytes) = draft.file(files, Place::Key("readme"), path)?;
+            String::from_utf8(bytes).ok()
+        });
+        if let Some((path, key)) = &self.license_file {
+            draft.file(files, Place::Key(key), path);
+        }
+        let mut assets = Vec::with_capacity(self.assets.len());
+        for listed in self.assets {
+            if let Some((path, bytes)) = draft.file(files, listed.place, &listed.path) {
+                assets.push(Asset {
                     path,
-                    asset_type: asset_type.to_owned(),
-                    media_type,
+                    asset_type: listed.asset_type.to_owned(),
+                    media_type: listed.media_type,
                     bytes: bytes.into(),
-                })
-            })
-            .collect::<Result<_, PublishError>>()?;
-        let publication = Publication {
-            reference: self.reference,
+                });
+            }
+        }
+        Some(Publication {
+            reference: self.reference?,
             name: self.name,
             description: self.description,
             visibility: self.visibility,
@@ -258,39 +443,46 @@ impl Definition {
             homepage: self.homepage,
             annotations: self.annotations,
             assets,
-        };
-        publication.check()?;
-        Ok(publication)
+        })
     }
 
     /// The rules that both shapes share.
-    fn validate(self) -> Result<Self, String> {
+    fn validate(&self, draft: &mut Draft) {
         let length = |what, text: &str, most: usize| match text.chars().count() {
-            0 => Err(format!("{what} is empty")),
-            count if count > most => Err(format!("{what} has more than {most} characters")),
-            _ => Ok(()),
+            0 => Some(format!("{what} is empty")),
+            count if count > most => Some(format!("{what} has more than {most} characters")),
+            _ => None,
         };
-        length("name", &self.name, 255)?;
+        let place = Place::Key("name");
+        if draft.lines.has(place)
+            && let Some(reason) = length("name", &self.name, 255)
+        {
+            draft.wrong(place, reason);
+        }
         if let Some(description) = &self.description
             && description.chars().count() > 1000
         {
-            return Err("description has more than 1000 characters".into());
+            let reason = "description has more than 1000 characters";
+            draft.wrong(Place::Key("description"), reason);
         }
+        let place = Place::Key("keywords");
         if self.keywords.len() > 20 {
-            return Err("more than 20 keywords".into());
+            draft.wrong(place, "more than 20 keywords");
         }
         let mut seen = HashSet::new();
         for keyword in &self.keywords {
-            length("a keyword", keyword, 64)?;
+            if let Some(reason) = length("a keyword", keyword, 64) {
+                draft.wrong(place, reason);
+            }
             if !seen.insert(keyword) {
-                return Err(format!("keyword {keyword:?} is listed twice"));
+                draft.wrong(place, format!("keyword {keyword:?} is listed twice"));
             }
         }
-        for (_, _, media_type) in &self.assets {
-            if let Some(media_type) = media_type
+        for asset in &self.assets {
+            if let Some(media_type) = &asset.media_type
                 && !is_media_type(media_type)
             {
-                return Err(format!("{media_type:?} is not a media type"));
+                draft.wrong(asset.place, format!("{media_type:?} is not a media type"));
             }
         }
         if self.visibility == Visibility::Public {
@@ -306,127 +498,126 @@ impl Definition {
             .filter_map(|&(what, present)| (!present).then_some(what))
             .collect();
             if !missing.is_empty() {
-                return Err(format!("a public bundle needs {}", missing.join(", ")));
+                let reason = format!("a public bundle needs {}", missing.join(", "));
+                draft.wrong(Place::Key("visibility"), reason);
             }
         }
-        Ok(self)
-    }
-}
-
-fn parse(text: &str) -> Result<Definition, String> {
-    let yaml = |error: serde_saphyr::Error| first_line(&error.to_string());
-    let probe: Probe = serde_saphyr::from_str(text).map_err(yaml)?;
-    let is_example = probe.namespace.is_none()
-        && probe.slug.is_none()
-        && probe.name.is_some_and(|name| name.contains('/'));
-    if is_example {
-        serde_saphyr::from_str::<Example>(text)
-            .map_err(yaml)?
-            .define()?
-            .validate()
-    } else {
-        serde_saphyr::from_str::<Schema>(text)
-            .map_err(yaml)?
-            .define()?
-            .validate()
     }
 }
 
 impl Schema {
-    fn define(self) -> Result<Definition, String> {
+    fn define(self, draft: &mut Draft) -> Definition {
         if let Some(kind) = self.kind.filter(|kind| kind != "bundle") {
-            return Err(format!("kind is {kind:?}, not \"bundle\""));
+            draft.wrong(
+                Place::Key("kind"),
+                format!("kind is {kind:?}, not \"bundle\""),
+            );
         }
-        for (what, text) in [("namespace", &self.namespace), ("slug", &self.slug)] {
-            if !is_schema_name(text, 100) {
-                return Err(format!(
-                    "{what} {text:?} is not lower-case letters, digits and inner hyphens"
-                ));
-            }
-        }
+        let namespace = draft.schema_name(Place::Key("namespace"), self.namespace, 100);
+        let slug = draft.schema_name(Place::Key("slug"), self.slug, 100);
+        let bundle = namespace
+            .zip(slug)
+            .and_then(|(namespace, slug)| format!("{namespace}/{slug}").parse().ok());
+        let version = draft.version(self.version);
         let mut ids = HashSet::new();
-        let mut assets = Vec::with_capacity(self.assets.len());
-        for asset in self.assets {
-            if !is_schema_name(&asset.id, 64) {
-                return Err(format!(
-                    "asset id {:?} is not lower-case letters, digits and inner hyphens (at most 64)",
-                    asset.id
-                ));
-            }
+        let mut assets = Vec::new();
+        if self.assets.is_none() {
+            draft.wrong(Place::Key("assets"), "assets is missing");
+        }
+        for (index, asset) in self.assets.into_iter().flatten().enumerate() {
+            let id = draft.schema_name(Place::Asset(index, "id"), asset.id, 64);
+            let place = Place::Asset(index, "src");
+            let path = draft.required(place, asset.src);
             let asset_type = match asset.kind.as_deref() {
-                None => inferred_type(&asset.src),
+                None => inferred_type(path.as_deref().unwrap_or_default()),
                 Some(kind @ ("skill" | "agent" | "prompt" | "tool" | "config")) => known_type(kind),
                 Some(kind) => {
-                    return Err(format!(
-                        "asset kind {kind:?} is not skill, agent, prompt, tool or config"
-                    ));
+                    let reason =
+                        format!("asset kind {kind:?} is not skill, agent, prompt, tool or config");
+                    draft.wrong(Place::Asset(index, "kind"), reason);
+                    known_type(kind)
                 }
             };
-            assets.push((asset.src, asset_type, asset.media_type));
-            if let Some(id) = ids.replace(asset.id) {
-                return Err(format!("asset id {id:?} is listed twice"));
+            if let Some(id) = id
+                && let Some(id) = ids.replace(id)
+            {
+                let reason = format!("asset id {id:?} is listed twice");
+                draft.wrong(Place::Asset(index, "id"), reason);
             }
+            assets.extend(path.map(|path| Listed {
+                path,
+                asset_type,
+                media_type: asset.media_type,
+                place,
+            }));
         }
-        Ok(Definition {
-            reference: reference(&format!("{}/{}", self.namespace, self.slug), &self.version)?,
-            name: self.name,
+        Definition {
+            reference: reference(bundle, version),
+            name: draft
+                .required(Place::Key("name"), self.name)
+                .unwrap_or_default(),
             description: self.description,
-            visibility: visibility(self.visibility.as_deref())?,
-            keywords: self.keywords,
+            visibility: draft.visibility(self.visibility.as_deref()),
+            keywords: self.keywords.unwrap_or_default(),
             readme: self.readme,
             license: self.license,
-            license_file: self.license_file,
+            license_file: self.license_file.map(|path| (path, "licenseFile")),
             repository: self.repository,
             homepage: self.homepage,
-            annotations: self.annotations,
+            annotations: self.annotations.unwrap_or_default(),
             assets,
-        })
+        }
     }
 }
 
 impl Example {
-    fn define(self) -> Result<Definition, String> {
-        let reference = reference(&self.name, &self.version)?;
-        Ok(Definition {
-            name: reference.bundle.slug.to_string(),
-            reference,
+    fn define(self, draft: &mut Draft) -> Definition {
+        let name = self.name.unwrap_or_default();
+        let bundle = draft.bundle(Place::Key("name"), &name);
+        let version = draft.version(self.version);
+        if self.assets.is_none() {
+            draft.wrong(Place::Key("assets"), "assets is missing");
+        }
+        let mut assets = Vec::new();
+        for (index, asset) in self.assets.into_iter().flatten().enumerate() {
+            let place = Place::Asset(index, "logical_path");
+            assets.extend(
+                draft
+                    .required(place, asset.logical_path)
+                    .map(|path| Listed {
+                        asset_type: match asset.asset_type.as_deref() {
+                            Some(kind) => known_type(kind),
+                            None => inferred_type(&path),
+                        },
+                        path,
+                        media_type: asset.media_type,
+                        place,
+                    }),
+            );
+        }
+        Definition {
+            name: bundle
+                .as_ref()
+                .map_or(name, |bundle| bundle.slug.to_string()),
+            reference: reference(bundle, version),
             // Written as folded blocks, which end with a line break.
             description: self.description.map(|text| text.trim().to_owned()),
-            visibility: visibility(self.visibility.as_deref())?,
-            keywords: self.keywords,
+            visibility: draft.visibility(self.visibility.as_deref()),
+            keywords: self.keywords.unwrap_or_default(),
             readme: self.readme,
             license: self.license,
-            license_file: self.license_file,
+            license_file: self.license_file.map(|path| (path, "license_file")),
             repository: self.repository,
             homepage: self.homepage,
             annotations: BTreeMap::new(),
-            assets: self
-                .assets
-                .into_iter()
-                .map(|asset| {
-                    let asset_type = match asset.asset_type.as_deref() {
-                        Some(kind) => known_type(kind),
-                        None => inferred_type(&asset.logical_path),
-                    };
-                    (asset.logical_path, asset_type, asset.media_type)
-                })
-                .collect(),
-        })
+            assets,
+        }
     }
 }
 
-fn reference(bundle: &str, version: &str) -> Result<VersionRef, String> {
-    let bundle: BundleId = bundle.parse().map_err(|error| format!("{error}"))?;
-    let version: Version = version.parse().map_err(|error| format!("{error}"))?;
-    Ok(VersionRef { bundle, version })
-}
-
-fn visibility(text: Option<&str>) -> Result<Visibility, String> {
-    match text {
-        None | Some("private") => Ok(Visibility::Private),
-        Some("public") => Ok(Visibility::Public),
-        Some(other) => Err(format!("visibility {other:?} is not private or public")),
-    }
+fn reference(bundle: Option<BundleId>, version: Option<Version>) -> Option<VersionRef> {
+    let (bundle, version) = bundle.zip(version)?;
+    Some(VersionRef { bundle, version })
 }
 
 /// `^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`
@@ -450,11 +641,6 @@ fn is_media_type(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".+-".contains(&b))
     })
-}
-
-/// The parser's messages continue with a drawing of the place.
-fn first_line(message: &str) -> String {
-    message.lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

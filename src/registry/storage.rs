@@ -48,7 +48,7 @@ use crate::reference::{BundleId, Namespace, Slug, Version, VersionRef};
 const KEPT_MANIFESTS: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
 /// One file of a version, as its publish manifest lists it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredAsset {
     /// A UUID that follows from the version and the path.
     #[serde(default)]
@@ -70,7 +70,7 @@ pub struct StoredAsset {
 /// A publish manifest: what `<version>.json` says. Frozen.
 ///
 /// Only `namespace`, `bundle_slug`, `version` and `assets` are required.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Who publishes.
     pub namespace: String,

@@ -144,9 +144,9 @@ impl ApiSource {
         let base = base.as_str().trim_end_matches('/').to_owned();
         Ok(Self {
             name: format!("{API_KIND}{base}"),
-            base,
             http: http.for_source(),
-            keys: Keys::new(keys),
+            keys: Keys::new(&base, keys),
+            base,
             lists: AtomicBool::new(false),
         })
     }
@@ -185,6 +185,9 @@ impl ApiSource {
                 renewed = true;
                 key = Some(newer);
                 continue;
+            }
+            if key.is_some() && (response.status.as_u16() == 401 || response.status.is_success()) {
+                self.keys.judged(!response.status.is_success());
             }
             return Ok(response);
         }

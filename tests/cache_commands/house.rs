@@ -159,6 +159,12 @@ impl House {
     }
 }
 
+/// Whether the long form of a test is asked for, which proves at full size what the short one shows:
+/// `MUSHERFS_PROVE=long`.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("MUSHERFS_PROVE").is_some_and(|value| value == "long")
+}
+
 pub(crate) fn set_age(path: &Path, age: Duration) {
     let file = fs::File::options().append(true).open(path).unwrap();
     file.set_modified(SystemTime::now() - age).unwrap();

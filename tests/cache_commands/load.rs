@@ -194,13 +194,26 @@ fn pins_are_loaded_kept_and_follow_their_names() {
     }
     house.age_blobs();
     let clean = house.ok(&["cache", "clean"]);
-    assert!(clean.contains("kept: 1 entries that are pinned"), "{clean}");
+    assert!(clean.contains("kept: 1 entry that is pinned"), "{clean}");
     assert!(house.blob(b"content 0\n").exists());
     assert!(!house.blob(b"other\n").exists());
 
     // It moves: the new version is loaded, the old one let go.
     publish(&house, "kit", "1.1.0", &files(3));
-    assert_eq!(house.ok(&["pins", "refresh"]), "1 pins confirmed\n");
+    assert_eq!(house.ok(&["pins", "refresh"]), "1 pin confirmed\n");
+
+    // Clearing takes pinned content too, which nobody should find out offline.
+    let would = house.run(&["cache", "clear", "--dry-run"]);
+    assert_eq!(
+        house.normal(&would.stderr),
+        "the content of 1 pin would go too\n"
+    );
+    let cleared = house.run(&["cache", "clear", "--force"]);
+    assert_eq!(
+        house.normal(&cleared.stderr),
+        "the content of 1 pin is gone too; `musherfs pins refresh` loads it again\n"
+    );
+    assert_eq!(house.ok(&["pins", "refresh"]), "1 pin confirmed\n");
     assert!(house.blob(b"content 2\n").exists());
     assert_eq!(house.json(&["pins", "--json"])[0]["version"], "1.1.0");
     house.registry.stop();

@@ -341,9 +341,13 @@ fn a_daemon_that_was_killed_leaves_a_mount_that_can_be_cleared() {
     // Who asks while the kernel is just closing the connection is told that it was closed.
     let gone = [libc::ENOTCONN, libc::ECONNABORTED];
     assert!(gone.contains(&mount.stat("acme/nothing").unwrap_err()));
-    assert_eq!(succeed(&mut home.command(["status", "--json"])), "[]\n");
     let url = registry.url();
     let dir = mount.dir().to_str().unwrap();
+    let status = home.run(["status"]);
+    assert_eq!(status.status.code(), Some(5), "{}", said(&status));
+    for part in [" dead ", "is dead", "musherfs umount"] {
+        assert!(said(&status).contains(part), "{}", said(&status));
+    }
     let output = home.run(["mount", "--api-url", &url, dir]);
     assert_fails(&output, 4, &["musherfs umount"]);
     succeed(home.command(["umount"]).arg(mount.dir()));

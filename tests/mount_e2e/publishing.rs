@@ -90,6 +90,7 @@ fn what_is_published_is_mounted_and_what_is_yanked_is_withdrawn() {
         let printed = succeed(&mut registry("publish", &[bundle_arg]));
         assert_eq!(printed, format!("acme/kit@{version}\n"));
     }
+    write(&bundle, &[("prompts/a.md", "other content\n")]);
     let output = registry("publish", &[bundle_arg]).output().unwrap();
     assert_eq!(
         output.status.code(),

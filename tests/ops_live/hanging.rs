@@ -107,6 +107,7 @@ fn a_daemon_that_is_stopped_is_told_from_one_that_serves() {
         text(&status.stderr).contains("does not answer"),
         "{status:?}"
     );
+    assert!(text(&status.stdout).contains(" stuck "), "{status:?}");
     assert!(text(&doctor.stdout).contains("stuck-mount"), "{doctor:?}");
     assert!(text(&doctor.stdout).contains("daemon"), "{doctor:?}");
     // Nothing was harmed by asking.
@@ -133,6 +134,24 @@ fn a_dead_mount_is_named_explained_from_the_cache_and_cleared() {
         // No cache answers this.
         rustix::fs::statfs(dir).err() == Some(rustix::io::Errno::NOTCONN)
     });
+    let status = world.run(&["status"]);
+    assert_eq!(status.status.code(), Some(5), "{status:?}");
+    let row = text(&status.stdout);
+    let row = row.lines().find(|line| line.contains(dir)).unwrap();
+    assert!(row.contains(" dead "), "{row}");
+    let said = text(&status.stderr);
+    assert!(
+        said.contains(&format!("hint: `musherfs umount {dir}`")),
+        "{said}"
+    );
+    assert!(text(&world.run(&["status", "-l"]).stdout).contains("dead"));
+    let json = world.status();
+    assert_eq!(json["state"], "dead", "{json}");
+    assert!(
+        json["remedy"].as_str().unwrap().contains("umount"),
+        "{json}"
+    );
+
     let doctor = world.run(&["doctor", dir]);
     assert!(text(&doctor.stdout).contains("stale-mount"), "{doctor:?}");
     let why = world.run(&["why", &format!("{dir}/acme/kit/a.md")]);
@@ -142,6 +161,15 @@ fn a_dead_mount_is_named_explained_from_the_cache_and_cleared() {
         "{said}"
     );
     assert!(world.run(&["umount", dir]).status.success());
+    let status = world.run(&["status"]);
+    assert!(status.status.success(), "{status:?}");
+    assert_eq!(text(&status.stderr), "nothing is mounted\n");
+    let left = crate::files(&world.path("musher/runtime/musherfs"));
+    assert!(
+        left.iter()
+            .all(|(path, _)| path.extension() != Some("mount".as_ref())),
+        "{left:?}"
+    );
     let gone = world.run(&["why", &format!("{dir}/acme")]);
     assert!(text(&gone.stderr).contains("not in a mount"), "{gone:?}");
 }

@@ -30,6 +30,9 @@ fn every_error_number_has_a_cause_and_a_remedy() {
         ("fine.md", b"fine\n"),
     ];
     world.registry.publish("acme", "kit", "1.0.0", &files);
+    world
+        .registry
+        .publish("acme", "malformed", "1.0.0", &[("a.md", b"a\n")]);
     world.mount(&["--content-timeout", "300ms", "--readahead", "0"]);
     let path = |name: &str| format!("acme/kit/{name}");
     assert_eq!(
@@ -58,6 +61,18 @@ fn every_error_number_has_a_cause_and_a_remedy() {
             .contains("Input/output error")
     );
     assert_failure(&world.why(&path("wrong.md")), "EIO", "discarded");
+    world.registry.clear_faults();
+
+    // Not JSON, though it says so: as a login page or a proxy answers.
+    world
+        .registry
+        .fault(Fault::new(Effect::Garbage).on(RouteKind::Resolve));
+    assert!(
+        world
+            .complaint("acme/malformed/a.md")
+            .contains("Input/output error")
+    );
+    assert_failure(&world.why("acme/malformed"), "EIO", "login page");
     world.registry.clear_faults();
 
     world.registry.fault(content(Effect::Status(403)));
@@ -92,12 +107,72 @@ fn every_error_number_has_a_cause_and_a_remedy() {
     let failures = status["failures"].as_array().unwrap();
     assert_eq!(failures[0]["path"], "/acme/kit@1.0.0/gone.md", "{status}");
 
+    // Nobody can write, whatever is there or is not.
+    for name in ["fine.md", "new.md"] {
+        let error = std::fs::write(world.at(&path(name)), "x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        let why = world.why(&path(name));
+        assert_eq!(why["writing"]["errno"], "EROFS", "{why}");
+        assert!(
+            why["writing"]["remedy"]
+                .as_str()
+                .unwrap()
+                .contains("new version"),
+            "{why}"
+        );
+    }
+    let said = world.run(&["why", world.at(&path("fine.md")).to_str().unwrap()]);
+    assert!(
+        text(&said.stdout).contains("writes    fail with EROFS"),
+        "{said:?}"
+    );
+
     // A success takes the failure away.
     world.registry.restart();
     crate::wait_until("the source is asked again", || {
         std::fs::read(world.at(&path("gone.md"))).is_ok()
     });
     assert_eq!(world.why(&path("gone.md"))["failure"], Value::Null);
+}
+
+#[test]
+fn a_registry_that_keeps_refusing_for_now_is_told_from_one_that_is_gone() {
+    for (status, part) in [(503, "503"), (429, "429")] {
+        let Some(world) = World::new() else { return };
+        world
+            .registry
+            .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
+        world.mount(&[]);
+        assert!(world.at("acme/kit/a.md").exists());
+        world
+            .registry
+            .fault(Fault::new(Effect::Status(status)).on_content());
+        let said = world.complaint("acme/kit/a.md");
+        assert!(said.contains("No route to host"), "{said}");
+        let why = world.why("acme/kit/a.md");
+        assert_failure(&why, "EHOSTUNREACH", "network");
+        let message = why["failure"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn what_an_offline_mount_lacks_is_explained_with_a_way_to_get_it() {
+    let Some(world) = World::new() else { return };
+    world.mount(&["--offline"]);
+    let _ = std::fs::read(world.at("acme/kit/a.md"));
+    for path in ["acme", "acme/kit", "acme/kit@1.0.0/a.md"] {
+        let why = world.why(path);
+        assert_eq!(why["kind"], "absent", "{why}");
+        assert!(
+            why["reason"].as_str().unwrap().contains("nobody is asked"),
+            "{why}"
+        );
+        assert!(
+            why["remedy"].as_str().unwrap().contains("--offline"),
+            "{why}"
+        );
+    }
 }
 
 #[test]

@@ -13,6 +13,10 @@ use crate::cli::shared::{SourceArgs, runtime};
 
 /// Fetch damaged files again, and let every Musher tool read what any of them wrote
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs cache heal --dry-run
+  musherfs cache heal")]
 pub(super) struct HealArgs {
     /// Only say what is damaged
     #[arg(long)]
@@ -70,10 +74,10 @@ impl Found {
             output::line(&format!("{}: {}", printable(&bad.path), bad.reason))?;
         }
         output::line(&format!(
-            "{} blobs ({}) and {} entries checked, {} damaged",
-            self.blobs,
+            "{} ({}) and {} checked, {} damaged",
+            output::count(self.blobs, "blob", "blobs"),
             self.bytes_human,
-            self.entries,
+            output::count(self.entries, "entry", "entries"),
             self.bad.len()
         ))
     }

@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::Place;
 use crate::cache::clean::{Needed, Removed, Selection};
 use crate::care;
+use crate::care::pins::Pins;
 use crate::cli::failure::{Exit, Failure, printable};
-use crate::cli::output;
+use crate::cli::output::{self, count};
 use crate::reference::Namespace;
 
 /// Remove what has expired, and content that nothing names
@@ -18,6 +19,12 @@ use crate::reference::Namespace;
 /// Entries that no registry confirmed for 24 hours, refs past their life, and files that no entry of
 /// any tool names and that are older than an hour.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs cache clean --dry-run
+  musherfs cache clean
+
+What is pinned, what running mounts serve, and bundles packed on this machine stay.")]
 pub(super) struct CleanArgs {
     /// Only say what would be removed
     #[arg(long)]
@@ -32,6 +39,12 @@ pub(super) struct CleanArgs {
 ///
 /// Without --older-than and --namespace, only content that nothing names.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs cache prune --older-than 30d
+  musherfs cache prune --namespace acme --dry-run
+
+What is pinned, what running mounts serve, and bundles packed on this machine stay.")]
 pub(super) struct PruneArgs {
     /// Entries of at least this age, such as 24h, 7d or 2w, and those of unknown age
     #[arg(long, value_name = "AGE", value_parser = age)]
@@ -52,8 +65,14 @@ pub(super) struct PruneArgs {
 
 /// Remove everything
 ///
-/// Also what is pinned and what running mounts serve; they fetch it again.
+/// Also the content of what is pinned, and what running mounts serve. Mounts fetch it again; pins stay
+/// pinned, and are loaded again by a running mount within hours or by `musherfs pins refresh`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  musherfs cache clear --dry-run
+  musherfs cache clear --force
+  musherfs pins refresh                    load again what is pinned")]
 pub(super) struct ClearArgs {
     /// Do not ask
     #[arg(short, long)]
@@ -143,7 +162,23 @@ pub(super) fn clear(args: &ClearArgs) -> Result<(), Failure> {
         local_packs: args.local_packs,
     };
     let removed = remove(&selection, args.dry_run)?;
-    report(&removed, args.dry_run, args.json.then_some(Names::All))
+    report(&removed, args.dry_run, args.json.then_some(Names::All))?;
+    let pins = pinned(&Place::find()?)?;
+    if pins > 0 && removed.manifests > 0 {
+        let pins = count(pins as u64, "pin", "pins");
+        output::note(&match args.dry_run {
+            true => format!("the content of {pins} would go too"),
+            false => {
+                format!("the content of {pins} is gone too; `musherfs pins refresh` loads it again")
+            }
+        });
+    }
+    Ok(())
+}
+
+/// How many references are pinned.
+fn pinned(place: &Place) -> Result<usize, Failure> {
+    Ok(Pins::new(&place.directories.own_state()).list()?.len())
 }
 
 fn confirm() -> Result<bool, Failure> {
@@ -153,10 +188,17 @@ fn confirm() -> Result<bool, Failure> {
             .with_hint(Some("`musherfs cache clear --force` removes everything")));
     }
     let usage = place.cache.usage();
+    let pins = match pinned(&place)? {
+        0 => String::new(),
+        pins => format!(
+            ", the content of {} among them",
+            count(pins as u64, "pin", "pins")
+        ),
+    };
     let question = format!(
-        "Remove everything below {}: {} entries, {}? [y/N] ",
+        "Remove everything below {}: {}, {}{pins}? [y/N] ",
         place.cache.root().display(),
-        usage.entries,
+        count(usage.entries, "entry", "entries"),
         output::size(usage.total_bytes)
     );
     let mut stderr = io::stderr().lock();
@@ -206,17 +248,21 @@ fn report(removed: &Removed, dry_run: bool, json: Option<Names>) -> Result<(), F
         })?,
         None => {
             let mut text = format!(
-                "{}: {} entries, {} refs, {} blobs, {} leftover files ({})",
+                "{}: {}, {}, {}, {} ({})",
                 if dry_run { "would remove" } else { "removed" },
-                removed.manifests,
-                removed.refs,
-                removed.blobs,
-                removed.leftovers,
+                count(removed.manifests, "entry", "entries"),
+                count(removed.refs, "ref", "refs"),
+                count(removed.blobs, "blob", "blobs"),
+                count(removed.leftovers, "leftover file", "leftover files"),
                 pruned.bytes_freed_human,
             );
             if removed.needed > 0 {
+                let (verb, entries) = match removed.needed {
+                    1 => ("is", "entry"),
+                    _ => ("are", "entries"),
+                };
                 text.push_str(&format!(
-                    "\nkept: {} entries that are pinned or served by a running mount",
+                    "\nkept: {} {entries} that {verb} pinned or served by a running mount",
                     removed.needed
                 ));
             }
@@ -234,8 +280,8 @@ fn report(removed: &Removed, dry_run: bool, json: Option<Names>) -> Result<(), F
         Some((path, reason)) => Err(Failure::text(
             Exit::General,
             format!(
-                "{} files could not be removed; the first: {}: {reason}",
-                removed.failed.len(),
+                "{} could not be removed; the first: {}: {reason}",
+                count(removed.failed.len() as u64, "file", "files"),
                 printable(path)
             ),
         )

@@ -47,7 +47,10 @@ pub(super) fn command(command: &Command) -> String {
         .or(command.get_after_help())
         .map(ToString::to_string)
         .unwrap_or_default();
-    let man = Man::new(command.clone());
+    // The generated synopsis names options without their values; they are all told below it.
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:").trim().to_owned();
+    let man = Man::new(command.clone().override_usage(usage));
     let mut page = Vec::new();
     let render = |page: &mut Vec<u8>| {
         man.render_title(page)?;

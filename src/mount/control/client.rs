@@ -60,6 +60,12 @@ pub fn sockets(runtime_dir: &Path) -> io::Result<Vec<Socket>> {
 }
 
 fn sockets_in(dir: &Path) -> io::Result<Vec<Socket>> {
+    let files = private_files(dir, "sock")?.into_iter();
+    Ok(files.map(|(path, pid)| Socket { path, pid }).collect())
+}
+
+/// The files `PID.KIND` in a directory that must be this user's alone; none if it is missing.
+pub(super) fn private_files(dir: &Path, kind: &str) -> io::Result<Vec<(PathBuf, u32)>> {
     let owner = rustix::process::geteuid().as_raw();
     let entries = match std::fs::symlink_metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -73,17 +79,17 @@ fn sockets_in(dir: &Path) -> io::Result<Vec<Socket>> {
         }
         Ok(_) => std::fs::read_dir(dir)?,
     };
-    let mut sockets = Vec::new();
+    let mut files = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if path.extension().is_some_and(|kind| kind == "sock")
+        if path.extension().is_some_and(|found| found == kind)
             && let Some(pid) = stem.and_then(|stem| stem.parse().ok())
         {
-            sockets.push(Socket { path, pid });
+            files.push((path, pid));
         }
     }
-    Ok(sockets)
+    Ok(files)
 }
 
 /// How all of this user's running mounts are doing. Sockets of processes that are gone are removed.

@@ -85,7 +85,7 @@ impl fmt::Display for Address {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, super::SocketFile),
+    Unix(UnixListener, super::OwnFile),
 }
 
 /// An address that is listened on; nothing is answered before [`Endpoint::serve`].
@@ -110,7 +110,7 @@ impl Endpoint {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 let listener = UnixListener::bind(path).map_err(failed)?;
-                let file = super::SocketFile(path.clone());
+                let file = super::OwnFile(path.clone());
                 let mode = std::fs::Permissions::from_mode(0o600);
                 std::fs::set_permissions(path, mode).map_err(failed)?;
                 Listener::Unix(listener, file)

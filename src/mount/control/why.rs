@@ -12,6 +12,28 @@ use crate::fuse::errno;
 /// What is left to do about what no hint covers.
 const LAST_REMEDY: &str = "this should not happen; please report it with `musherfs bugreport`";
 
+/// Why nobody can write there, whatever the path is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Writing {
+    /// The error number that whoever tries sees.
+    pub errno: String,
+    /// Why.
+    pub reason: String,
+    /// What to do instead.
+    pub remedy: String,
+}
+
+impl Default for Writing {
+    fn default() -> Self {
+        Self {
+            errno: "EROFS".to_owned(),
+            reason: "mounts are read-only, since what is published never changes".to_owned(),
+            remedy: "publish a new version, or change a copy (`cp -rL`)".to_owned(),
+        }
+    }
+}
+
 /// An explained path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -55,6 +77,9 @@ pub struct Why {
     pub remedy: Option<String>,
     /// The last failure.
     pub failure: Option<FailureReport>,
+    /// What becomes of attempts to write.
+    #[serde(default)]
+    pub writing: Writing,
 }
 
 /// A failed request.
@@ -153,6 +178,7 @@ impl Why {
             reason,
             remedy,
             failure: failure.map(|failure| FailureReport::new(fs, &failure)),
+            writing: Writing::default(),
         }
     }
 

@@ -60,12 +60,20 @@ fn read(definition: &str) -> Result<Publication, PublishError> {
     Publication::from_parts(definition, files)
 }
 
-/// The reason why a definition is refused.
-fn reason(definition: &str) -> String {
-    match read(definition) {
-        Err(PublishError::Definition { reason, .. }) => reason,
-        other => panic!("{definition}\n{other:?}"),
+/// What is wrong with a definition, a line a problem.
+fn wrong(publication: Result<Publication, PublishError>) -> Vec<String> {
+    match publication {
+        Err(error @ PublishError::Definition { .. }) => error.lines(),
+        other => panic!("{other:?}"),
     }
+}
+
+/// The only reason why a definition is refused.
+#[track_caller]
+fn reason(definition: &str) -> String {
+    let lines = wrong(read(definition));
+    assert_eq!(lines.len(), 1, "{definition}\n{lines:?}");
+    lines.into_iter().next().unwrap()
 }
 
 #[test]
@@ -121,6 +129,39 @@ fn unknown_keys_are_refused_where_there_is_a_schema() {
     assert!(reason(&MINIMAL.replace("src:", "source: x\n    src:")).contains("source"));
     assert!(reason(&MINIMAL.replace("    src: prompts/a.md", "")).contains("src"));
     assert!(reason(&MINIMAL.replace("  - id: a\n    src", "  - src")).contains("id"));
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once_with_its_line() {
+    let definition = "\
+namespace: Acme
+slug: kit
+version: v1
+visibility: public
+extra: 1
+assets:
+  - id: a
+    src: missing
+  - src: prompts/b.md
+    kind: rule
+  - id: c
+    colour: red
+";
+    assert_eq!(
+        wrong(read(definition)),
+        [
+            "musher.yaml: name is missing",
+            "musher.yaml:1: namespace \"Acme\" is not lower-case letters, digits and inner hyphens (at most 100)",
+            "musher.yaml:3: version \"v1\" is not MAJOR.MINOR.PATCH, such as 1.0.0",
+            "musher.yaml:4: a public bundle needs description, readme, license or licenseFile",
+            "musher.yaml:5: unknown key `extra`",
+            "musher.yaml:8: cannot read missing: entity not found",
+            "musher.yaml:9: asset id is missing",
+            "musher.yaml:10: asset kind \"rule\" is not skill, agent, prompt, tool or config",
+            "musher.yaml:11: asset src is missing",
+            "musher.yaml:12: unknown key `colour`",
+        ]
+    );
 }
 
 #[test]
@@ -191,8 +232,9 @@ fn a_definition_that_is_no_yaml_is_refused() {
         "a: &a [*a]",
         "name: acme/kit",
     ] {
-        let reason = reason(text);
-        assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
+        let lines = wrong(read(text));
+        assert!(!lines.is_empty(), "{text}");
+        assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
     }
 }
 
@@ -210,11 +252,8 @@ fn no_assets_is_its_own_error() {
 #[test]
 fn paths_stay_inside() {
     for path in ["/etc/passwd", "../x", "a/../../x", "'a\\b'"] {
-        let definition = MINIMAL.replace("prompts/a.md", path);
-        assert!(
-            matches!(read(&definition), Err(PublishError::BadPath { .. })),
-            "{path}"
-        );
+        let reason = reason(&MINIMAL.replace("prompts/a.md", path));
+        assert!(reason.starts_with("musher.yaml:8: bad path"), "{reason}");
     }
 }
 
@@ -256,10 +295,12 @@ mod on_disk {
     fn missing_files_and_directories_are_named() {
         for path in ["prompts/none.md", "prompts"] {
             let dir = bundle(&MINIMAL.replace("prompts/a.md", path));
-            match Publication::read(dir.path()) {
-                Err(PublishError::Unreadable { path: found, .. }) => assert!(found.ends_with(path)),
-                other => panic!("{other:?}"),
-            }
+            let lines = wrong(Publication::read(dir.path()));
+            let [line] = lines.as_slice() else {
+                panic!("{lines:?}")
+            };
+            assert!(line.contains("musher.yaml:8: cannot read "), "{line}");
+            assert!(line.contains(&format!("/{path}: ")), "{line}");
         }
     }
 
@@ -275,10 +316,11 @@ mod on_disk {
 
         std::fs::remove_file(&asset).unwrap();
         std::os::unix::fs::symlink(outside.path(), &asset).unwrap();
-        assert!(matches!(
-            Publication::read(dir.path()),
-            Err(PublishError::Outside { .. })
-        ));
+        let lines = wrong(Publication::read(dir.path()));
+        assert!(
+            lines[0].contains("leaves the bundle's directory"),
+            "{lines:?}"
+        );
     }
 
     #[test]
@@ -287,9 +329,7 @@ mod on_disk {
         let file = std::fs::File::create(dir.path().join("prompts/a.md")).unwrap();
         // Sparse: it takes no space.
         file.set_len(1 << 40).unwrap();
-        assert!(matches!(
-            Publication::read(dir.path()),
-            Err(PublishError::TooLarge { .. })
-        ));
+        let lines = wrong(Publication::read(dir.path()));
+        assert!(lines[0].contains("the limit is"), "{lines:?}");
     }
 }

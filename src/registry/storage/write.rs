@@ -82,6 +82,20 @@ impl Storage {
         Ok(reference.clone())
     }
 
+    /// Whether this version is published already with the very same content and description, by
+    /// whomever and whenever.
+    pub fn holds(&self, publication: &Publication) -> bool {
+        self.version(&publication.reference).is_some_and(|listed| {
+            let there = &listed.release.stored;
+            let ours = Stored {
+                created_at: there.created_at,
+                published_by: there.published_by.clone(),
+                ..stored(publication, "")
+            };
+            ours == *there
+        })
+    }
+
     /// Removes blobs that no version names: what unfinished publishes left behind.
     ///
     /// Does nothing while somebody publishes, and nothing as long as a manifest is damaged, whose

@@ -3,6 +3,7 @@
 //! Looking may read files and ask a keyring, so it happens on a thread of its own and once for all
 //! who wait for it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,15 +39,20 @@ struct Known {
 
 /// The key of one registry.
 pub(super) struct Keys {
+    registry: String,
     chain: KeyChain,
+    /// Whether the registry refused the key when it last said something about it.
+    is_refused: AtomicBool,
     known: Arc<Mutex<Known>>,
     looks: SingleFlight<(), Result<Option<Arc<Key>>>>,
 }
 
 impl Keys {
-    pub(super) fn new(chain: KeyChain) -> Self {
+    pub(super) fn new(registry: &str, chain: KeyChain) -> Self {
         Self {
+            registry: registry.to_owned(),
             chain,
+            is_refused: AtomicBool::new(false),
             known: Arc::default(),
             looks: SingleFlight::default(),
         }
@@ -62,6 +68,23 @@ impl Keys {
             }
         }
         self.look().await
+    }
+
+    /// Notes whether the registry takes the key; each change of that is logged once.
+    pub(super) fn judged(&self, refused: bool) {
+        if self.is_refused.swap(refused, Ordering::Relaxed) == refused {
+            return;
+        }
+        let registry = &self.registry;
+        if refused {
+            warn!(
+                registry,
+                "the registry refuses the API key: only public bundles can be fetched; \
+                 `musherfs doctor` says where the key is from"
+            );
+        } else {
+            info!(registry, "the registry takes the API key again");
+        }
     }
 
     /// Another key than `refused`, if there is one by now. A key that cannot be looked up is

@@ -66,6 +66,11 @@ impl Scope {
         Self(format!("repository:{repository}:pull,push"))
     }
 
+    /// Nothing in particular: only to be known to the registry.
+    pub fn none() -> Self {
+        Self(String::new())
+    }
+
     /// The list of all repositories.
     pub fn catalog() -> Self {
         Self("registry:catalog:*".to_owned())
@@ -77,7 +82,7 @@ impl Scope {
     }
 
     fn parts(&self) -> impl Iterator<Item = &str> {
-        self.0.split(' ')
+        self.0.split(' ').filter(|part| !part.is_empty())
     }
 }
 

@@ -1,6 +1,9 @@
 //! The command line as people and scripts meet it: streams, exit codes, hints.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod messages;
+mod publishing;
 
 use std::fs;
 use std::io::Read;

@@ -1,0 +1,204 @@
+//! What the program says when there is nothing, or something is wrong: what, why, and what to do.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::{Home, assert_fails, stderr, stdout};
+
+/// A URL on loopback where nobody answers.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[track_caller]
+fn hint(output: &std::process::Output) -> String {
+    let text = stderr(output);
+    let line = text.lines().find_map(|line| line.strip_prefix("hint: "));
+    line.unwrap_or_else(|| panic!("no hint: {text}")).to_owned()
+}
+
+#[test]
+fn what_is_not_cached_is_not_called_absent_when_nobody_may_be_asked() {
+    let home = Home::new();
+    for arguments in [
+        &["resolve", "--offline", "acme/kit"][..],
+        &["load", "--offline", "acme/kit"],
+        &["load", "--offline", "acme/kit@^1"],
+        &["ls", "--offline", "acme/kit@1.0.0"],
+        &["pin", "--offline", "acme/kit"],
+    ] {
+        let output = home.run(arguments);
+        assert_fails(&output, 3, "not in the cache, and there is nobody to ask");
+        assert!(hint(&output).contains("--offline"), "{arguments:?}");
+        assert!(!stderr(&output).contains("spelling"), "{arguments:?}");
+    }
+    // Nobody mounted anything, so nobody can mount it otherwise.
+    for arguments in [
+        &["why", "acme/kit"][..],
+        &["why", "acme/kit@1.0.0/a.md"],
+        &["why", "--offline", "acme/kit@^1"],
+    ] {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let said = stdout(&output);
+        assert!(said.contains("nobody is asked"), "{said}");
+        assert!(said.contains("`musherfs load NAMESPACE/BUNDLE`"), "{said}");
+        assert!(!said.contains("this mount"), "{said}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_called_missing() {
+    let home = Home::new();
+    fs::create_dir(home.path().join("dir")).unwrap();
+    for arguments in [
+        &["lock", "missing.lock"][..],
+        &["load", "--locked", "missing.lock"],
+        &["mount", "--locked", "missing.lock", "mnt"],
+        &["ls", "acme/kit", "--oci", "oci-layout:/nope"],
+        &["mount", "--oci", "oci-layout:/nope", "mnt"],
+        &["import", "/nope"],
+    ] {
+        let output = home.run(arguments);
+        assert!(!output.status.success());
+        assert!(
+            hint(&output).contains("check the spelling"),
+            "{arguments:?}: {output:?}"
+        );
+        assert!(!stderr(&output).contains("free space"), "{output:?}");
+    }
+    assert!(!home.path().join("mnt").exists(), "left behind");
+}
+
+#[test]
+fn a_mount_that_fails_leaves_no_directory_behind() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mount = ["mount", "--foreground", "--metrics", &address, "new/mnt"];
+    assert_fails(&home.run(&mount), 1, &address);
+    assert!(!home.path().join("new").exists());
+    // What was there before stays.
+    fs::create_dir_all(home.path().join("new/mnt")).unwrap();
+    assert_fails(&home.run(&mount), 1, &address);
+    assert!(home.path().join("new/mnt").exists());
+}
+
+#[test]
+fn an_outage_is_told_once() {
+    let home = Home::new();
+    let url = nobody();
+    let output = home.run(&["ls", "acme/kit", "--api-url", &url]);
+    assert_fails(&output, 3, "is unreachable");
+    assert_eq!(
+        stderr(&output).matches("unreachable").count(),
+        1,
+        "{output:?}"
+    );
+
+    // Who asks for more gets all of it.
+    let output = home.run(&["-v", "load", "acme/kit", "--api-url", &url]);
+    assert!(stderr(&output).contains("is unreachable"), "{output:?}");
+}
+
+#[test]
+fn nothing_is_said_to_be_nothing() {
+    let home = Home::new();
+    let status = home.run(&["status"]);
+    assert!(status.status.success());
+    assert_eq!(
+        (stdout(&status), stderr(&status)),
+        ("", "nothing is mounted\n")
+    );
+    let status = home.run(&["status", "--json"]);
+    assert_eq!(stdout(&status), "[]\n");
+    assert_eq!(stderr(&home.run(&["-q", "status"])), "");
+
+    assert_eq!(stderr(&home.run(&["pins"])), "nothing is pinned\n");
+    assert_eq!(
+        stdout(&home.run(&["pins", "refresh"])),
+        "0 pins confirmed\n"
+    );
+
+    let missing = home.run(&["registry", "list", "--root", "nowhere"]);
+    assert_fails(&missing, 1, "there is no registry in nowhere");
+    assert!(!home.path().join("nowhere").exists(), "asking made it");
+    fs::create_dir(home.path().join("empty")).unwrap();
+    let empty = home.run(&["registry", "list", "--root", "empty"]);
+    assert!(empty.status.success());
+    assert_eq!(stderr(&empty), "nothing is published in empty\n");
+}
+
+#[test]
+fn commands_are_listed_in_groups() {
+    let home = Home::new();
+    for option in ["--help", "-h"] {
+        let help = home.run(&[option]);
+        let text = stdout(&help);
+        for (group, command) in [
+            ("\nMounting:\n", "\n  mount "),
+            ("\nBundles and their cache:\n", "\n  load "),
+            ("\nPublishing and registries:\n", "\n  registry "),
+            ("\nDiagnosis:\n", "\n  doctor "),
+            ("\nThis program:\n", "\n  man "),
+            ("\nOptions:\n", "  -v, --verbose"),
+        ] {
+            let after = text.split_once(group).map(|(_, after)| after);
+            assert!(
+                after.is_some_and(|after| format!("\n{after}").contains(command)),
+                "{group}{text}"
+            );
+        }
+        assert!(!text.contains('\x1b'), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+}
+
+#[test]
+fn an_unknown_option_is_not_taken_for_a_path() {
+    let home = Home::new();
+    let output = home.run(&["mount", "--bogus"]);
+    assert_fails(&output, 64, "--bogus");
+    assert!(!stderr(&output).contains("as a value"), "{output:?}");
+    // One that is alike is still suggested.
+    let output = home.run(&["mount", "--oflfine"]);
+    assert!(stderr(&output).contains("'--offline'"), "{output:?}");
+}
+
+#[test]
+fn the_help_of_a_command_tells_its_arguments_under_their_own_heading() {
+    let home = Home::new();
+    let help = home.run(&["registry", "publish", "--help"]);
+    let text = stdout(&help);
+    let (before, after) = text.split_once("OCI registry:").unwrap();
+    assert!(before.contains("Arguments:"), "{text}");
+    assert!(
+        before.contains("The directory that has the musher.yaml"),
+        "{text}"
+    );
+    assert!(!after.contains("[DIR]"), "{text}");
+    for command in [
+        "info", "path", "list", "verify", "heal", "clean", "prune", "clear",
+    ] {
+        let help = home.run(&["cache", command, "--help"]);
+        assert!(stdout(&help).contains("Examples:"), "{command}");
+    }
+}
+
+#[test]
+fn a_synopsis_is_the_usage_with_values() {
+    let home = Home::new();
+    for (page, usage) in [
+        (&["man", "mount"][..], "[OPTIONS] [MOUNTPOINT]"),
+        (&["man", "registry", "yank"], "<REF>"),
+        (&["man"], "[OPTIONS] <COMMAND>"),
+    ] {
+        let output = home.run(page);
+        let text = stdout(&output).replace('\\', "");
+        let synopsis = text.split(".SH SYNOPSIS").nth(1).unwrap();
+        let synopsis = synopsis.split(".SH").next().unwrap();
+        assert!(synopsis.contains(usage), "{synopsis}");
+        assert!(!synopsis.contains("[--api-url]"), "{synopsis}");
+    }
+}
