@@ -79,6 +79,28 @@ impl Locks {
     }
 }
 
+impl Locks {
+    /// Waits until nobody holds the lock of `digest`, or the deadline has passed. Costs one look
+    /// where nobody does.
+    pub async fn released(&self, digest: Digest, deadline: Deadline) {
+        let Some(dir) = &self.dir else { return };
+        let path = dir.join(digest.hex());
+        let mut pause = PAUSES.0;
+        while is_held(&path) && !deadline.is_over() {
+            tokio::time::sleep(pause.min(deadline.remaining())).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+}
+
+fn is_held(path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW);
+    // Whoever tries to lock it in this very moment tries again.
+    let file = options.open(path);
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 /// Tries once; `None` if somebody else holds it.
 fn attempt(path: &Path) -> io::Result<Option<Held>> {
     let open = || {
@@ -127,7 +149,13 @@ mod tests {
         let held = locks.acquire(digest, soon()).await.unwrap();
         assert!(same.acquire(digest, soon()).await.is_none());
         assert!(same.acquire(Digest::of(b"y"), soon()).await.is_some());
+        let deadline = soon();
+        same.released(digest, deadline).await;
+        assert!(deadline.is_over(), "it was waited for");
         drop(held);
+        let deadline = Deadline::after(Duration::from_secs(600));
+        same.released(digest, deadline).await;
+        assert!(!deadline.is_over());
         assert!(same.acquire(digest, soon()).await.is_some());
         let dir = locks.dir.unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
