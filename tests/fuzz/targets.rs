@@ -377,7 +377,7 @@ fn serve() -> PathBuf {
                 serde_json::from_str::<MountId>(r#"{"id":1,"device":{"major":0,"minor":1}}"#)
                     .unwrap(),
                 "https://registry.example".to_owned(),
-                Vec::new(),
+                musherfs::client::Breakers::default(),
                 offline(&base),
                 None,
             );
