@@ -27,6 +27,7 @@ mod child;
 mod door;
 mod link;
 pub mod probe;
+mod succession;
 mod ward;
 
 use std::io;
@@ -52,6 +53,7 @@ pub(crate) use door::ask as ask_door;
 pub use door::{Kept, find};
 use link::ToKeeper;
 pub(crate) use link::{Held, Link};
+use succession::{Daemons, Succession};
 pub use ward::{Given, Order, Orders, Serving, Ward};
 
 /// What a keeper is told by whoever starts it.
@@ -179,7 +181,7 @@ pub struct Upgraded {
 /// could not be removed in the end.
 pub fn run(plan: Plan, starter: Starter, signals: Signals) -> Result<()> {
     match Keeper::start(plan, signals) {
-        Ok(keeper) => match starter.ready(&keeper.mounted) {
+        Ok(keeper) => match starter.ready(&keeper.turn.mounted) {
             Ok(()) => keeper.keep(),
             Err(error) => {
                 warn!(%error, "whoever started this is gone: unmounting");
@@ -198,19 +200,54 @@ struct Keeper {
     invocation: Invocation,
     program: Program,
     installed: PathBuf,
-    mounted: Mounted,
-    handshake: Handshake,
-    /// `None` while none serves: then the next one is started at [`Keeper::due`].
-    daemon: Option<Daemon>,
+    turn: Turn,
+    /// While none serves, the next one is started at [`Keeper::due`].
+    daemons: Succession<Turn>,
     due: Instant,
-    /// Daemons that have been replaced and not ended yet.
-    half_dead: Vec<HalfDead>,
     /// How many daemons in a row have died young, or were never prepared.
     young: u32,
     restarts: u64,
     probe: probe::Probe,
     door: Option<Door>,
+}
+
+/// What daemons need to take turns at the mount.
+struct Turn {
+    mounted: Mounted,
+    handshake: Handshake,
     signals: Signals,
+    /// How long the next one may take to serve.
+    patience: Duration,
+}
+
+impl Daemons for Turn {
+    type Daemon = Daemon;
+    type HalfDead = HalfDead;
+    type Failure = MountError;
+
+    fn serve(&self, daemon: &mut Daemon) -> Result<()> {
+        let handshake = Some(self.handshake);
+        daemon.serve(&self.mounted, handshake, self.patience, &self.signals)?;
+        Ok(())
+    }
+
+    fn retire(&self, daemon: Daemon) -> Option<HalfDead> {
+        daemon.retire(FAREWELL)
+    }
+
+    fn end(&self, daemon: Daemon) -> Option<HalfDead> {
+        daemon.end()
+    }
+
+    fn has_ended(&self, daemon: &HalfDead) -> bool {
+        daemon.has_ended()
+    }
+
+    fn resend(&self) {
+        if let Err(error) = super::resume::resend(&self.mounted) {
+            warn!(%error, "requests cannot be repeated");
+        }
+    }
 }
 
 /// What a turn of the loop was about.
@@ -266,16 +303,18 @@ impl Keeper {
             invocation: plan.invocation,
             program,
             installed: plan.program,
-            mounted,
-            handshake,
-            daemon: Some(daemon),
+            turn: Turn {
+                mounted,
+                handshake,
+                signals,
+                patience: timing.patience,
+            },
+            daemons: Succession::of(daemon),
             due: Instant::now(),
-            half_dead: Vec::new(),
             young: 0,
             restarts: 0,
             probe: probe::Probe::new(timing.probe),
             door,
-            signals,
         })
     }
 
@@ -299,35 +338,35 @@ impl Keeper {
                 }
                 Event::Time => {}
             }
-            if self.daemon.is_none() && Instant::now() >= self.due {
-                if !self.mounted.is_connected() {
-                    info!(dir = %self.mounted.dir().display(), "unmounted");
+            if self.daemons.serving().is_none() && Instant::now() >= self.due {
+                if !self.turn.mounted.is_connected() {
+                    info!(dir = %self.turn.mounted.dir().display(), "unmounted");
                     self.clear();
                     return Ok(());
                 }
                 self.restart();
             }
             self.look_after();
-            self.bury();
+            self.daemons.bury(&self.turn);
         }
     }
 
     fn wait(&self) -> Result<Event> {
-        let due = match &self.daemon {
-            Some(_) if !self.half_dead.is_empty() => Instant::now() + BURIAL,
+        let due = match self.daemons.serving() {
+            Some(_) if !self.daemons.is_settled() => Instant::now() + BURIAL,
             Some(_) => self.probe.due(),
             None => self.due,
         };
-        let signals = self.signals.0.as_fd();
+        let signals = self.turn.signals.0.as_fd();
         let door = self.door.as_ref().map_or(signals, Door::descriptor);
-        let [link, pidfd] = match &self.daemon {
+        let [link, pidfd] = match self.daemons.serving() {
             Some(daemon) => daemon.descriptors(),
             None => [signals; 2],
         };
         let ready = link::ready([signals, door, link, pidfd], Some(due))
             .map_err(|error| MountError::io("poll", error))?;
         Ok(match ready {
-            [true, ..] => self.signals.next().map_or(Event::Time, Event::Signal),
+            [true, ..] => self.turn.signals.next().map_or(Event::Time, Event::Signal),
             [_, true, ..] => Event::Visitor,
             [_, _, false, false] => Event::Time,
             _ => Event::Daemon,
@@ -336,7 +375,7 @@ impl Keeper {
 
     /// What the daemon says, if it says anything; and its end. Returns why it wants to stop.
     fn hear_daemon(&mut self) -> Option<String> {
-        match self.daemon.as_ref()?.message() {
+        match self.daemons.serving()?.message() {
             Some(ToKeeper::Stop { signal }) => return Some(signal),
             Some(other) => {
                 warn!(message = ?other, "an unexpected word from the daemon");
@@ -350,19 +389,19 @@ impl Keeper {
 
     /// Ends the daemon, if it has not ended, and has another one started.
     fn lose_daemon(&mut self) {
-        let Some(mut daemon) = self.daemon.take() else {
+        let Some(daemon) = self.daemons.serving_mut() else {
             return;
         };
         // Whoever closes the conversation is about to end, and if not, is of no use any more.
         let status = daemon.wait(FAREWELL);
         let lived = daemon.since.elapsed();
         let pid = daemon.pid();
-        self.half_dead.extend(daemon.end());
+        self.daemons.dismiss(&self.turn);
         if let Some(door) = &self.door {
             door.clear_after(pid);
         }
         self.due = Instant::now();
-        if self.mounted.is_connected() {
+        if self.turn.mounted.is_connected() {
             let delay = self.postpone(lived);
             let status = status.map_or("about to end".to_owned(), |s| s.to_string());
             warn!(pid, status, ?delay, "the daemon is gone; starting another");
@@ -388,22 +427,22 @@ impl Keeper {
 
     fn restart(&mut self) {
         let timing = self.timing;
+        self.turn.patience = timing.patience;
         let started = Daemon::prepare(
             &self.program,
             &self.invocation,
             timing.patience,
-            &self.signals,
+            &self.turn.signals,
         )
-        .and_then(|mut daemon| {
-            let handshake = Some(self.handshake);
-            daemon.serve(&self.mounted, handshake, timing.patience, &self.signals)?;
-            Ok(daemon)
+        .and_then(|daemon| {
+            let pid = daemon.pid();
+            self.daemons.follow(&self.turn, daemon)?;
+            Ok(pid)
         });
         match started {
-            Ok(daemon) => {
+            Ok(pid) => {
                 self.restarts += 1;
-                info!(pid = daemon.pid(), "another daemon serves");
-                self.daemon = Some(daemon);
+                info!(pid, "another daemon serves");
                 self.probe.restart();
             }
             Err(error) => {
@@ -413,21 +452,9 @@ impl Keeper {
         }
     }
 
-    /// Reaps daemons that have ended at last.
-    fn bury(&mut self) {
-        let before = self.half_dead.len();
-        self.half_dead.retain(|daemon| !daemon.has_ended());
-        // In case one of them was just taking a request when it was told not to.
-        if self.half_dead.len() < before
-            && let Err(error) = super::resume::resend(&self.mounted)
-        {
-            warn!(%error, "requests cannot be repeated");
-        }
-    }
-
     /// Replaces a daemon that does not answer.
     fn look_after(&mut self) {
-        let Some(daemon) = &mut self.daemon else {
+        let Some(daemon) = self.daemons.serving_mut() else {
             return;
         };
         if Instant::now() < self.probe.due() {
@@ -437,7 +464,12 @@ impl Keeper {
         let Ok(table) = super::mountinfo::MountTable::read() else {
             return;
         };
-        let Some(dir) = self.mounted.row(&table).map(|row| row.mountpoint.clone()) else {
+        let Some(dir) = self
+            .turn
+            .mounted
+            .row(&table)
+            .map(|row| row.mountpoint.clone())
+        else {
             return;
         };
         let limit = self.timing.stuck;
@@ -459,7 +491,7 @@ impl Keeper {
             hint: None,
             exit_code: 6,
         };
-        if !self.handshake.can_resend() {
+        if !self.turn.handshake.can_resend() {
             return Err(Failure {
                 hint: Some("unmount, and mount with the new program".to_owned()),
                 ..because(
@@ -470,26 +502,23 @@ impl Keeper {
         let program = Program::open(path)
             .map_err(|error| because(format!("cannot open {}: {error}", path.display())))?;
         let timing = self.timing;
-        let mut next = Daemon::prepare(&program, &self.invocation, timing.upgrade, &self.signals)
+        let signals = &self.turn.signals;
+        let next = Daemon::prepare(&program, &self.invocation, timing.upgrade, signals)
             .map_err(|error| Failure::from(&error))?;
-        let mut from = String::new();
-        if let Some(former) = self.daemon.take() {
-            from.clone_from(&former.version);
-            self.half_dead.extend(former.retire(FAREWELL));
-        }
-        // From here on nobody serves until somebody does.
-        self.due = Instant::now();
-        let handshake = Some(self.handshake);
-        next.serve(&self.mounted, handshake, timing.upgrade, &self.signals)
-            .map_err(|error| Failure::from(&error))?;
+        let former = self.daemons.serving();
         let done = Upgraded {
             pid: next.pid(),
-            from,
+            from: former.map_or_else(String::new, |daemon| daemon.version.clone()),
             to: next.version.clone(),
         };
+        // Should that fail, nobody serves.
+        self.due = Instant::now();
+        self.turn.patience = timing.upgrade;
+        self.daemons
+            .follow(&self.turn, next)
+            .map_err(|error| Failure::from(&error))?;
         self.program = program;
         self.installed = path.to_owned();
-        self.daemon = Some(next);
         self.young = 0;
         self.probe.restart();
         Ok(done)
@@ -502,12 +531,12 @@ impl Keeper {
         match &visit.request {
             Request::Hello {} => {
                 let kept = Kept {
-                    dir: self.mounted.dir().as_os_str().to_owned(),
+                    dir: self.turn.mounted.dir().as_os_str().to_owned(),
                     keeper: std::process::id(),
-                    daemon: self.daemon.as_ref().map(Daemon::pid),
+                    daemon: self.daemons.serving().map(Daemon::pid),
                     version: self
-                        .daemon
-                        .as_ref()
+                        .daemons
+                        .serving()
                         .map_or_else(String::new, |daemon| daemon.version.clone()),
                     restarts: self.restarts,
                 };
@@ -525,9 +554,9 @@ impl Keeper {
 
     /// Unmounts, and ends with the daemon.
     fn stop(mut self, signal: &str) -> Result<()> {
-        let dir = self.mounted.dir().to_owned();
+        let dir = self.turn.mounted.dir().to_owned();
         info!(dir = %dir.display(), signal, "stopping");
-        let gone = match self.mounted.unmount_or_detach() {
+        let gone = match self.turn.mounted.unmount_or_detach() {
             Ok(Unmounted::Gone) => true,
             Ok(Unmounted::Detached(holders)) => {
                 for holder in &holders {
@@ -541,13 +570,13 @@ impl Keeper {
             }
         };
         let end = Instant::now() + GRACE;
-        if let Some(daemon) = &mut self.daemon {
+        if let Some(daemon) = self.daemons.serving_mut() {
             if gone {
                 daemon.wait(GRACE);
             } else {
                 // A second signal ends the waiting.
                 let [_, pidfd] = daemon.descriptors();
-                let _ = link::ready([pidfd, self.signals.0.as_fd()], Some(end));
+                let _ = link::ready([pidfd, self.turn.signals.0.as_fd()], Some(end));
             }
         }
         Ok(())
@@ -556,7 +585,7 @@ impl Keeper {
     /// A connection that was aborted leaves its mount behind, dead.
     fn clear(&self) {
         let table = super::mountinfo::MountTable::read().unwrap_or_default();
-        if let Some(row) = self.mounted.row(&table)
+        if let Some(row) = self.turn.mounted.row(&table)
             && let Err(error) = unmount::clear_dead(&row.mountpoint, DEAD)
         {
             warn!(%error, "a dead mount stays behind");

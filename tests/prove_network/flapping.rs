@@ -99,8 +99,11 @@ fn a_network_that_comes_and_goes_spoils_no_cached_read_and_fills_no_log() {
         }
         let end = Instant::now() + duration;
         while Instant::now() < end {
-            // What is measured is how long it lasts: an outage mostly so long that a probe finds it.
-            let gone = Duration::from_millis(300 + random.below(2500));
+            // What is measured is how long it lasts. Every other outage is found by probes, too.
+            let gone = match changes % 4 {
+                0 => Duration::from_millis(4000 + random.below(1000)),
+                _ => Duration::from_millis(300 + random.below(1500)),
+            };
             let back = Duration::from_millis(200 + random.below(800));
             for (fault, time) in [(Some(*random.pick(&OUTAGES)), gone), (None, back)] {
                 proxy.set(fault);

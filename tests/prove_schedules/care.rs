@@ -70,7 +70,7 @@ impl Machine {
 
     /// Puts a blob into the cache as a download does: room first, then the file.
     fn download(&self, quota: &Quota, number: u64) {
-        let content = vec![u8::try_from(number).unwrap(); BLOB as usize];
+        let content = vec![u8::try_from(number).unwrap(); usize::try_from(BLOB).unwrap()];
         let hex = Digest::of(&content).hex();
         let dir = self.root().join("blobs/sha256").join(&hex[..2]);
         let grown = quota.grow(BLOB, &mut || {

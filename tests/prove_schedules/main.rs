@@ -1,6 +1,6 @@
 //! What meets in memory and in locked files, in thousands of orders that a real machine would show
-//! once a year: `single_flight`, the locks that do the same between processes, the circuit breaker
-//! and the reservations of the quota.
+//! once a year: `single_flight`, the locks that do the same between processes, the circuit breaker,
+//! the reservations of the quota, and daemons that take over from each other.
 //!
 //! It is the program's own code: the files below `src/` are compiled a second time here, where
 //! `crate::sync` is not the standard library's but [shuttle's](https://docs.rs/shuttle). There is
@@ -21,6 +21,7 @@ mod single_flight;
 mod source;
 #[allow(dead_code, unreachable_pub)]
 mod sync;
+mod takeover;
 
 // What the compiled files import besides.
 use musherfs::{cache, digest, error, manifest, reference};
