@@ -4,8 +4,9 @@
 //! table first, within a window: at most the configured bytes fetched or under way but not yet read,
 //! and [`MOST_IN_FLIGHT`] requests at a time. The window is refilled by reading on, and while somebody
 //! waits for a file also by whatever else arrives: readers who wait cannot read on, and the way to
-//! the registry would be empty until their file comes. It stays as it is when the readers stop. Where what is missing is small and a source can send it in one answer
-//! (`:pull`), that is asked for once instead; readers who come meanwhile wait for it.
+//! the registry would be empty until their file comes. It stays as it is when the readers stop.
+//! Where what is missing is small and a source can send it in one answer (`:pull`), that is asked for
+//! once instead; readers who come meanwhile wait for it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
