@@ -73,6 +73,30 @@ fn an_oci_registry_that_takes_the_login() {
 }
 
 #[test]
+fn an_oci_registry_with_a_token_server_is_asked_for_nothing_in_particular() {
+    let (mut machine, server) = oci(|request| {
+        let host = request.header("host").unwrap();
+        match (request.target.as_str(), request.header("authorization")) {
+            ("/token?service=bundles", Some(login)) if login.starts_with("Basic ") => {
+                Reply::json(&serde_json::json!({ "token": "t0ken" }))
+            }
+            ("/v2/", Some("Bearer t0ken")) => front_page(),
+            ("/v2/", None) => Reply::problem(401, "unauthorized", "a token, please").header(
+                "www-authenticate",
+                &format!("Bearer realm=\"http://{host}/token\",service=\"bundles\""),
+            ),
+            other => Reply::problem(400, "unexpected", &format!("{other:?}")),
+        }
+    });
+    log_in(&mut machine, &server);
+    let findings = machine.examine();
+    assert!(
+        findings.iter().all(|one| one.level == Level::Ok),
+        "{findings:?}"
+    );
+}
+
+#[test]
 fn an_oci_registry_that_refuses_the_login_wants_one_or_is_none() {
     let not_found = || Reply::problem(404, "not-found", "nothing here");
     let page = || Reply::bytes("text/html", "<!doctype html><title>Sign in</title>");
