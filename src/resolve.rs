@@ -410,16 +410,20 @@ impl Resolver {
         if !selector.is_mutable() {
             return None;
         }
-        let cached = self
-            .settings
-            .cache
-            .read_ref(&self.settings.host, bundle, &selector.text())?;
-        if self.is_yanked(bundle, &cached.version) {
+        let Settings { cache, host, .. } = &self.settings;
+        let cached = cache.read_ref(host, bundle, &selector.text())?;
+        let id = VersionRef {
+            bundle: bundle.clone(),
+            version: cached.version.clone(),
+        };
+        let state = cache.state(host, &id);
+        if state == Some(State::Yanked) || lock(&self.yanked).contains(&id) {
             return None;
         }
         let wall = Timestamp::now();
         let remaining = match cached.expires_at {
-            _ if !cached.is_fresh(wall) => Duration::ZERO,
+            // Following it takes the registry anyway; and a damaged ref may name what never was.
+            _ if !cached.is_fresh(wall) || state.is_none() => Duration::ZERO,
             Some(at) => Duration::try_from(at.duration_since(wall))
                 .unwrap_or_default()
                 .min(REF_TTL),

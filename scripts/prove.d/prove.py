@@ -12,7 +12,7 @@ and fails with its exit code. A part that ends well without a result has failed 
 kept in target/prove/FORM/PART/NAME.json, with the revision they are of, until the part runs again.
 
 The short form is built as `cargo test` builds, so it shares that work; it is also part of
-scripts/test. The long form is built with the profile `prove`: optimised, because it measures
+scripts/test. The long form is built with the profile `proof`: optimised, because it measures
 pauses, but with the checks of a debug build.
 """
 
@@ -62,7 +62,7 @@ PARTS = (
 
 def test_command(programs, long):
     named = [word for program in programs for word in ("--test", program)]
-    profile = "prove" if long else "dev"
+    profile = "proof" if long else "dev"
     nextest = ["cargo", "nextest"]
     if subprocess.run([*nextest, "--version"], capture_output=True, check=False).returncode == 0:
         return [*nextest, "run", "--locked", "--cargo-profile", profile, *named,

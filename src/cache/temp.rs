@@ -153,14 +153,11 @@ impl Temp {
         let mut attempt = 1;
         loop {
             let root = Dir::create_root(cache.root())?;
-            let placed = match path {
-                "" => self.dir.rename(&self.name, &root, name),
-                path => {
-                    let (dir, _) = root.create(path)?;
-                    self.dir.rename(&self.name, &dir, name)
-                }
+            let dir = match path {
+                "" => root,
+                path => root.create(path)?.0,
             };
-            match placed {
+            match self.dir.rename(&self.name, &dir, name) {
                 Ok(()) => {
                     self.placed = true;
                     return Ok(());
@@ -170,6 +167,14 @@ impl Temp {
                     if self.dir.stat(&self.name).is_err() {
                         *self = self.copy(cache)?;
                     }
+                }
+                // A directory that is in the way goes if it is empty: nobody's content is lost.
+                Err(error)
+                    if error.kind() == io::ErrorKind::IsADirectory
+                        && attempt < ATTEMPTS
+                        && dir.remove_empty(name).is_ok() =>
+                {
+                    attempt += 1;
                 }
                 Err(error) => return Err(error),
             }

@@ -20,7 +20,7 @@ use crate::store::Loaded;
 /// How many files are under way at a time.
 const AT_A_TIME: usize = 32;
 
-/// Up to so many missing bytes are asked for in one answer.
+/// A version of up to so many bytes is asked for in one answer.
 const MOST_PULLED: u64 = 4 << 20;
 
 /// How a version is loaded.
@@ -183,11 +183,9 @@ impl Planned {
             .filter(|(index, size)| options.force || !is_there(*index, *size))
             .map(|(index, _)| *index)
             .collect();
-        if !options.force && missing.len() > 1 {
-            let bytes = client.store.missing_bytes(&loaded);
-            if (1..=MOST_PULLED).contains(&bytes) {
-                client.store.pull(&loaded).await;
-            }
+        if !options.force && missing.len() > 1 && client.store.is_worth_a_pull(&loaded, MOST_PULLED)
+        {
+            client.store.pull(&loaded).await;
         }
         // With nobody to ask any more, the rest would only fail one by one.
         let given_up = AtomicBool::new(false);

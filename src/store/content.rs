@@ -346,15 +346,24 @@ impl Store {
         self.content.kept.opened(&digest).is_some() || self.cache.blob_size(digest).is_some()
     }
 
-    /// How many bytes of a version's content are not cached. Looks at every distinct blob.
-    pub(crate) fn missing_bytes(&self, loaded: &Loaded) -> u64 {
+    /// Whether a version is better fetched in one answer than file by file: all of it is no more
+    /// than `most` bytes, and more than half of them are not cached. The rest would be fetched a
+    /// second time. Looks at every distinct blob.
+    pub(crate) fn is_worth_a_pull(&self, loaded: &Loaded, most: u64) -> bool {
         let mut digests = distinct_digests(&loaded.manifest);
-        loaded
-            .manifest
-            .files()
-            .filter(|file| digests.remove(&file.digest()) && !self.is_cached(file.digest()))
-            .map(|file| file.size())
-            .sum()
+        let (mut all, mut missing) = (0_u64, 0_u64);
+        for file in loaded.manifest.files() {
+            if digests.remove(&file.digest()) {
+                all = all.saturating_add(file.size());
+                if all > most {
+                    return false;
+                }
+                if !self.is_cached(file.digest()) {
+                    missing += file.size();
+                }
+            }
+        }
+        missing > all / 2
     }
 
     /// Where the blob came from: a source of this session, or `cache`.

@@ -81,6 +81,33 @@ impl Locks {
     }
 }
 
+impl Locks {
+    /// Waits until nobody holds the lock of `digest`, or the deadline has passed. Costs one look
+    /// where nobody does.
+    pub async fn released(&self, digest: Digest, deadline: Deadline) {
+        let Some(dir) = &self.dir else { return };
+        let path = dir.join(digest.hex());
+        let mut pause = PAUSES.0;
+        while is_held(&path) && !deadline.is_over() {
+            sleep(pause.min(deadline.remaining())).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+}
+
+fn is_held(path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW);
+    // Whoever tries to lock it in this very moment tries again.
+    let file = options.open(path);
+    between();
+    file.is_ok_and(|file| {
+        let locked = file.try_lock_shared();
+        between();
+        matches!(locked, Err(TryLockError::WouldBlock))
+    })
+}
+
 /// Tries once; `None` if somebody else holds it.
 fn attempt(path: &Path) -> io::Result<Option<Held>> {
     let open = || {

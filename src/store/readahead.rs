@@ -3,8 +3,9 @@
 //! One cold file fetches one file. The second starts fetching its siblings, nearest in the sorted
 //! table first, within a window: at most the configured bytes fetched or under way but not yet read,
 //! and [`MOST_IN_FLIGHT`] requests at a time. The window is refilled by reading on and stays as it is
-//! when the readers stop. Where what is missing is small and a source can send it in one answer
-//! (`:pull`), that is asked for once instead; readers who come meanwhile wait for it.
+//! when the readers stop. Where most of a small version is missing and a source can send all of it in
+//! one answer (`:pull`), that is asked for once instead, by one of all processes; readers who come
+//! meanwhile wait for it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::{Loaded, Store, lock};
+use super::{Loaded, Store, journal_key, lock};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::Entry;
 use crate::metrics::Counter;
@@ -21,8 +23,8 @@ use crate::source::{Deadline, Source};
 /// Most requests that read-ahead has under way for one version.
 const MOST_IN_FLIGHT: usize = 64;
 
-/// Most bytes that are asked for in one answer, and most files among which it is worth finding out
-/// how many bytes are missing.
+/// Most bytes of a version that is asked for in one answer, and most files among which it is worth
+/// finding out how many bytes are missing.
 const MOST_PULLED: (u64, u32) = (4 << 20, 8192);
 
 /// Most neighbours that one read looks at: each costs a stat(2) at most once.
@@ -96,7 +98,8 @@ impl Store {
         }
     }
 
-    /// Waits for a pull of this version that is under way, if there is one.
+    /// Waits for a pull of this version that is under way, here or in another process, if there is
+    /// one.
     pub(super) async fn await_pull(&self, loaded: &Loaded, deadline: Deadline) {
         let pull = lock(&self.ahead)
             .get(loaded.manifest.id())
@@ -109,6 +112,9 @@ impl Store {
             };
             let _ = deadline.run("pull", over).await;
         }
+        // Whoever holds it may be stopped: then there is time left to do without.
+        let patience = deadline.share(3);
+        self.locks.released(pull_lock(loaded), patience).await;
     }
 
     fn read_ahead(self: &Arc<Self>, loaded: &Arc<Loaded>, index: u32) {
@@ -148,8 +154,7 @@ impl Store {
                 progress.pull = Some(pull);
                 if manifest.len() <= MOST_PULLED.1 {
                     drop(ahead);
-                    let missing = self.missing_bytes(loaded);
-                    if missing > 0 && missing <= MOST_PULLED.0.min(self.policy.readahead) {
+                    if self.is_worth_a_pull(loaded, MOST_PULLED.0.min(self.policy.readahead)) {
                         return Plan::Pull(over);
                     }
                     ahead = lock(&self.ahead);
@@ -218,11 +223,19 @@ impl Store {
         }
     }
 
-    /// Fetches all content of a version in one answer, if a source can; what it lacks is fetched
-    /// file by file, by whoever needs it.
+    /// Fetches all content of a version in one answer, if a source can, and nobody else just has;
+    /// what it lacks is fetched file by file, by whoever needs it. For what is worth it
+    /// ([`Store::is_worth_a_pull`]).
     pub(crate) async fn pull(&self, loaded: &Arc<Loaded>) {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
+        let _lock = self
+            .locks
+            .acquire(pull_lock(loaded), deadline.share(2))
+            .await;
+        if !self.is_worth_a_pull(loaded, u64::MAX) {
+            return;
+        }
         for source in &self.sources {
             if !source.pulls(&loaded.manifest) {
                 return;
@@ -258,4 +271,10 @@ impl Store {
             &source.name().into(),
         )))
     }
+}
+
+/// What a process locks that fetches all of a version in one answer.
+fn pull_lock(loaded: &Loaded) -> Digest {
+    let what = format!("pull {}", journal_key(&loaded.host, loaded.manifest.id()));
+    Digest::of(what.as_bytes())
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::house::House;
+use crate::support::cache::taken_at_once;
 use crate::support::fuse::{require_fuse, skip};
 use crate::support::registry::PATIENCE;
 
@@ -306,21 +306,4 @@ fn a_locked_mount_shows_what_was_locked_and_nothing_else() {
         let error = fs::metadata(mount.dir.join(hidden)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{hidden}");
     }
-}
-
-/// The bytes of all files below `root` at one instant: when the walk ends. A file that was renamed
-/// or removed while it went on would be counted beside its successor, so what is no longer where it
-/// was seen does not count.
-fn taken_at_once(root: &Path) -> u64 {
-    let identity = |path: &Path| fs::symlink_metadata(path).map(|meta| (meta.ino(), meta.len()));
-    let seen: Vec<_> = walkdir::WalkDir::new(root)
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_type().is_file())
-        .filter_map(|entry| Some((identity(entry.path()).ok()?, entry.into_path())))
-        .collect();
-    seen.iter()
-        .filter(|((ino, _), path)| identity(path).is_ok_and(|(now, _)| now == *ino))
-        .map(|((_, bytes), _)| bytes)
-        .sum()
 }

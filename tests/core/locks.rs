@@ -19,7 +19,13 @@ async fn a_lock_excludes_and_leaves_nothing_behind() {
     let held = locks.acquire(digest, soon()).await.unwrap();
     assert!(same.acquire(digest, soon()).await.is_none());
     assert!(same.acquire(Digest::of(b"y"), soon()).await.is_some());
+    let deadline = soon();
+    same.released(digest, deadline).await;
+    assert!(deadline.is_over(), "it was waited for");
     drop(held);
+    let deadline = Deadline::after(Duration::from_secs(600));
+    same.released(digest, deadline).await;
+    assert!(!deadline.is_over());
     assert!(same.acquire(digest, soon()).await.is_some());
     let mut dirs = fs::read_dir(state.path().join("locks")).unwrap();
     let dir = dirs.next().unwrap().unwrap().path();

@@ -41,7 +41,8 @@ async fn a_fresh_ref_costs_no_request() {
         advance(REF_TTL / 4).await;
     }
     assert_eq!(fake.calls(), ["resolve acme/kit@latest"]);
-    // Nor in another process, as long as what the first one wrote is fresh.
+    // Nor in another process, as long as what the first one wrote is fresh, and can be followed.
+    process.load("acme/kit@1.0.0").await.unwrap();
     let other = machine.process(&[&fake]);
     assert_eq!(other.target("acme/kit").await.unwrap(), "1.0.0");
     assert_eq!(fake.count("resolve"), 1);
@@ -62,6 +63,22 @@ async fn an_expired_ref_is_asked_before_it_is_answered() {
     cache_ref(&machine.cache(), "acme/kit", "1.0.0", 1);
     let process = machine.process(&[&fake]);
     assert_eq!(process.target("acme/kit").await.unwrap(), "2.0.0");
+}
+
+#[tokio::test]
+async fn a_fresh_ref_on_disk_to_a_version_that_is_not_cached_is_asked_for() {
+    let (machine, fake) = (Machine::new(), registry());
+    cache_ref(&machine.cache(), "acme/kit", "7.0.0", 0);
+    let process = machine.process(&[&fake]);
+    assert_eq!(process.target("acme/kit").await.unwrap(), "1.0.0");
+    assert_eq!(fake.count("resolve"), 1);
+    // Unlike one that can be followed.
+    let (machine, fake) = (Machine::new(), registry());
+    cache_version(&machine.cache(), "acme/kit@0.9.0", Info::default(), &[], 0);
+    cache_ref(&machine.cache(), "acme/kit", "0.9.0", 0);
+    let process = machine.process(&[&fake]);
+    assert_eq!(process.target("acme/kit").await.unwrap(), "0.9.0");
+    assert_eq!(fake.count("resolve"), 0);
 }
 
 #[tokio::test]

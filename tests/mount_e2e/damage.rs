@@ -122,10 +122,19 @@ fn a_symlink_in_place_of_a_blob_is_not_followed() {
 }
 
 #[test]
-fn a_directory_in_place_of_a_blob_is_no_blob() {
+fn an_empty_directory_in_place_of_a_blob_is_replaced() {
     let damage = |blob: &Path, _: &Home| {
         let _ = fs::remove_file(blob);
         fs::create_dir_all(blob).unwrap();
+    };
+    survives(damage, true);
+}
+
+#[test]
+fn a_directory_with_something_in_it_in_place_of_a_blob_stays_and_is_no_blob() {
+    let damage = |blob: &Path, _: &Home| {
+        let _ = fs::remove_file(blob);
+        fs::create_dir_all(blob.join("somebody's")).unwrap();
     };
     survives(damage, false);
 }

@@ -56,6 +56,8 @@ pub(crate) struct Model {
     /// Content whose file was damaged since the daemon may have opened it: from that one it can be
     /// read although the cache does not have it any more.
     damaged: HashSet<Digest>,
+    /// Content whose file was ever damaged.
+    wrong: HashSet<Digest>,
     /// When the mount was made.
     session: Time,
     pub(crate) fault: Option<Fault>,
@@ -132,10 +134,7 @@ impl Model {
     pub(crate) fn damaged(&mut self, digest: Digest) {
         self.blobs.remove(&digest);
         self.damaged.insert(digest);
-        if self.is_disturbed() {
-            // There is one, and it is wrong.
-            self.read_errors.insert(libc::EIO);
-        }
+        self.wrong.insert(digest);
     }
 
     /// What looking up may fail with since the mount was made.
@@ -162,9 +161,15 @@ impl Model {
                 meaning.errors.clone_from(&self.lookup_errors);
             }
         }
-        let absence = self.absences.get(&key(bundle, name));
-        meaning.absent |= absence.is_some_and(|at| at.elapsed() < ABSENT);
+        meaning.absent |= self.was_absent(bundle, name);
         meaning
+    }
+
+    /// Whether the name may be absent still, because it was not long ago. A version, too, that a
+    /// moving name leads to: somebody may have looked for it before it was published.
+    pub(crate) fn was_absent(&self, bundle: usize, name: Name) -> bool {
+        let absence = self.absences.get(&key(bundle, name));
+        absence.is_some_and(|at| at.elapsed() < ABSENT)
     }
 
     fn link(&mut self, world: &World, bundle: usize, link: Link, meaning: &mut Meaning) {
@@ -184,9 +189,8 @@ impl Model {
         if !known.answered {
             meaning.errors.clone_from(&self.lookup_errors);
             if self.is_disturbed() && matches!(link, Link::Latest | Link::Range) {
-                // The best that is cached.
-                let cached = self.manifests.iter().filter(|(of, _)| *of == bundle);
-                targets.extend(cached.map(|(_, version)| Some(*version)));
+                // The best that is cached, which may be more than was seen here.
+                targets.extend((0..world.bundles[bundle].versions.len()).map(Some));
             }
         }
         meaning.absent |= targets.contains(&None);
@@ -204,11 +208,16 @@ impl Model {
 
     /// What reading this content may fail with.
     pub(crate) fn content_errors(&self, content: &[u8]) -> BTreeSet<i32> {
-        if content.is_empty() || self.blobs.contains(&digest(content)) {
-            BTreeSet::new()
-        } else {
-            self.read_errors.clone()
+        let digest = digest(content);
+        if content.is_empty() || self.blobs.contains(&digest) {
+            return BTreeSet::new();
         }
+        let mut errors = self.read_errors.clone();
+        if self.is_disturbed() && self.wrong.contains(&digest) {
+            // There is one, and it is wrong.
+            errors.insert(libc::EIO);
+        }
+        errors
     }
 
     /// A moving name was seen to lead to this version.

@@ -423,6 +423,9 @@ impl Rig {
             if follows {
                 let errors = self.model.manifest_errors(place.bundle, version);
                 allowed.extend(errors.into_iter().map(Seen::Error));
+                if self.model.was_absent(place.bundle, Name::Version(version)) {
+                    allowed.push(Seen::Error(libc::ENOENT));
+                }
             }
             let entry = self.entry(place, version);
             let target = World::directory(place.bundle, version);
@@ -572,9 +575,9 @@ impl Rig {
 
     /// What is cached after this answer, and which older ones are out of the question.
     fn learn(&mut self, question: Question, place: Place, meaning: &Meaning, seen: &Seen) {
-        let Place { bundle, name, path } = place;
+        let Place { bundle, name, .. } = place;
         match seen {
-            Seen::Error(libc::ENOENT) if path.is_none() => {
+            Seen::Error(libc::ENOENT) => {
                 self.model.saw_absence(&self.world, bundle, name);
             }
             Seen::Text(target) if question == Question::Readlink => {

@@ -145,6 +145,13 @@ impl Random {
         &of[self.index(of.len())]
     }
 
+    /// Puts them into a random order.
+    pub(crate) fn shuffle<T>(&mut self, of: &mut [T]) {
+        for last in (1..of.len()).rev() {
+            of.swap(last, self.index(last + 1));
+        }
+    }
+
     /// True once in `n` times.
     pub(crate) fn once_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
