@@ -98,7 +98,12 @@ fn is_held(path: &Path) -> bool {
     options.read(true).custom_flags(libc::O_NOFOLLOW);
     // Whoever tries to lock it in this very moment tries again.
     let file = options.open(path);
-    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    between();
+    file.is_ok_and(|file| {
+        let locked = file.try_lock_shared();
+        between();
+        matches!(locked, Err(TryLockError::WouldBlock))
+    })
 }
 
 /// Tries once; `None` if somebody else holds it.

@@ -39,7 +39,7 @@ fn restarts_crashes_and_the_watchdog_are_a_pause_and_nothing_else() {
         "under systemd: ready when it says so; restarts, kill -9 and the watchdog fail no reader",
         "the installed unit under a real systemd in a container of its own, with readers",
     );
-    let (restarts, kills, stalls) = proof.pick((3, 2, 1), (100, 50, 5));
+    let (restarts, kills, stalls) = proof.pick((2, 1, 1), (100, 50, 5));
     let out = tempfile::tempdir().unwrap();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let booted = Command::new("bash")
@@ -67,10 +67,10 @@ fn restarts_crashes_and_the_watchdog_are_a_pause_and_nothing_else() {
     proof.held(json!({
         "restarts": restarts,
         "kill -9": kills,
-        "stops that the watchdog ended": stalls,
+        "hangs ended by the watchdog": stalls,
         "reads": readers["operations"],
         "errors": 0,
         "s longest pause": readers["longest"],
-        "systemd": report["systemd"],
+        "(version of systemd)": report["systemd"],
     }));
 }
