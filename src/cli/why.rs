@@ -47,6 +47,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let table = MountTable::read().map_err(|error| Error::io("/proc/self/mountinfo", error))?;
     let found = locate(&args.path, &table).map_err(|error| Error::io(&args.path, error))?;
+    let is_inside = matches!(found, Found::Inside(_));
     let why = match (found, as_reference(&args.path)) {
         (Found::Inside(place), _) => in_mount(args, &place)?,
         (Found::Outside(path), None) => return Err(outside(&path)),
@@ -55,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         output::json(&why)?;
     } else {
-        output::write_all(describe(&why).as_bytes())?;
+        output::write_all(describe(&why, is_inside).as_bytes())?;
     }
     if why.is_there() && why.failure.is_none() {
         Ok(())
@@ -145,7 +146,7 @@ fn outside(path: &Path) -> Failure {
     ))
 }
 
-fn describe(why: &Why) -> String {
+fn describe(why: &Why, is_inside: bool) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<10}{}", printable(&value));
@@ -198,11 +199,13 @@ fn describe(why: &Why) -> String {
         );
         line("hint", failure.remedy.clone());
     }
-    let writing = &why.writing;
-    line(
-        "writes",
-        format!("fail with {}: {}", writing.errno, writing.remedy),
-    );
+    if is_inside {
+        let writing = &why.writing;
+        line(
+            "writes",
+            format!("fail with {}: {}", writing.errno, writing.remedy),
+        );
+    }
     text
 }
 

@@ -125,9 +125,13 @@ impl Explanation {
 const GRAMMAR: &str = "a path is NAMESPACE/BUNDLE[@VERSION]/PATH, such as acme/code-review@1.2.0/README.md, \
      with names of letters, digits, hyphens";
 
-/// Right in a mount that asks nobody as well as without a mount.
-const OFFLINE: &str = "`musherfs load NAMESPACE/BUNDLE` fetches it while the registry can be reached; \
-     a mount without --offline fetches what is read";
+/// How to get what is not cached; right in a mount that asks nobody as well as without a mount.
+fn loading(what: &str) -> String {
+    format!(
+        "`musherfs load {what}` fetches it while the registry can be reached; \
+         a mount without --offline fetches what is read"
+    )
+}
 
 impl Fs {
     /// Tells what is known of `path`, which is relative to the root of the mount.
@@ -182,7 +186,7 @@ impl Fs {
             Some(Presence::Absent) if self.resolver.is_offline() => Explanation::new(Kind::Absent)
                 .because(
                     "nothing of this namespace is cached, and nobody is asked",
-                    OFFLINE,
+                    loading(&format!("{namespace}/BUNDLE")),
                 ),
             Some(Presence::Absent) => Explanation::new(Kind::Absent).because(
                 "the registry has no such namespace, or it is a name that programs probe for",
@@ -283,8 +287,10 @@ impl Fs {
     ) -> Explanation {
         const REMEDY: &str = "check the spelling; a private bundle without a key looks absent too";
         if self.resolver.is_offline() {
-            return Explanation::new(Kind::Absent)
-                .because("no version of it is cached, and nobody is asked", OFFLINE);
+            return Explanation::new(Kind::Absent).because(
+                "no version of it is cached, and nobody is asked",
+                loading(&bundle.to_string()),
+            );
         }
         let listed = self.resolver.last_listing(&bundle.namespace);
         if listed.is_some_and(|list| list.complete && !list.bundles.contains_key(&bundle.slug)) {
@@ -330,7 +336,7 @@ impl Fs {
         if self.resolver.is_offline() {
             return Explanation::new(Kind::Absent).because(
                 "its list of files is not cached, and nobody is asked",
-                OFFLINE,
+                loading(&version.to_string()),
             );
         }
         let bundle = &version.bundle;
