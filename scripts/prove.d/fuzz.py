@@ -56,7 +56,9 @@ def run(target, seconds, seed):
     ended = subprocess.run(
         [programs[-1], f"-max_total_time={seconds}", f"-seed={seed % (1 << 32)}", "-timeout=10", "-max_len=8192",
          "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={artifacts}/", found, FUZZ / "corpus" / target],
-        capture_output=True, text=True, errors="replace", check=False)
+        capture_output=True, text=True, errors="replace", check=False,
+        # SIGPIPE stays ignored, as in every program that Rust starts; here the fuzzer's does.
+        restore_signals=False)
     inputs = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
     return target, int(inputs[1]) if inputs else 0, ended.stderr[-3000:] if ended.returncode else None
 

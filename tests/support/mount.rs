@@ -202,11 +202,13 @@ impl Home {
     }
 
     /// The status that `is_it`. The command waits for a daemon no longer than a second, which on a
-    /// busy machine may be too short.
+    /// busy machine may be too short: then it fails, and is run again.
     #[track_caller]
     fn status(&self, whose: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         eventually(&format!("a status of {whose}"), || {
-            self.statuses().into_iter().find(&is_it)
+            let output = self.run(["status", "--json"]);
+            let statuses: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
+            statuses.into_iter().find(&is_it)
         })
     }
 
