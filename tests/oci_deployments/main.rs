@@ -259,8 +259,9 @@ fn what_oras_pushes_with_a_bundles_config_has_the_paths_and_types_of_the_config(
     }
 }
 
-/// Reads through `mirror`, then again with the origin gone and the file lost.
-fn survives_its_origin(origin: DockerRegistry, mirror: &str) {
+/// Reads through `mirror`, then again with the origin gone and the file lost, once the mirror has the
+/// blob with this digest, as hexadecimal digits, for itself.
+fn survives_its_origin(origin: DockerRegistry, mirror: &str, has: impl Fn(&str) -> bool) {
     let publisher = Publisher::new();
     publish(&publisher, &origin.host, &[]);
     let home = Home::new();
@@ -272,6 +273,8 @@ fn survives_its_origin(origin: DockerRegistry, mirror: &str) {
     assert_eq!(mount.read(&path).unwrap(), text.as_bytes());
     mount.unmount();
 
+    let digest = musherfs::digest::Digest::of(text.as_bytes()).hex();
+    eventually("the mirror's own copy", || has(&digest).then_some(()));
     drop(origin);
     fs::remove_file(home.blob(text.as_bytes())).unwrap();
     let mount = mounting().start();
@@ -286,7 +289,8 @@ fn a_pull_through_cache_is_a_mirror() {
     let origin = DockerRegistry::open();
     let remote = format!("proxy: {{remoteurl: \"http://{}\"}}\n", origin.host);
     let cache = DockerRegistry::configured(Access::Open, None, &remote);
-    survives_its_origin(origin, &cache.host);
+    // It answers before it has stored what it passes on.
+    survives_its_origin(origin, &cache.host, |digest| cache.has("acme/kit", digest));
     assert!(
         cache
             .served()
@@ -372,7 +376,8 @@ fn nginx_in_front_of_a_registry_is_a_mirror() {
     }
     let origin = DockerRegistry::open();
     let nginx = Nginx::start(&origin.host);
-    survives_its_origin(origin, &format!("http://127.0.0.1:{}", nginx.port));
+    let mirror = format!("http://127.0.0.1:{}", nginx.port);
+    survives_its_origin(origin, &mirror, |_| true);
 }
 
 #[test]

@@ -141,6 +141,13 @@ impl DockerRegistry {
             .count()
     }
 
+    /// Whether the blob is on its own disk, in this repository.
+    pub fn has(&self, repository: &str, digest: &str) -> bool {
+        let repositories = self.dir.path().join("data/docker/registry/v2/repositories");
+        let link = format!("{repository}/_layers/sha256/{digest}/link");
+        repositories.join(link).is_file()
+    }
+
     /// A GET of `path` by curl: body.
     pub fn get(&self, path: &str) -> Vec<u8> {
         let url = format!("http://{}/v2/{path}", self.host);
