@@ -60,9 +60,8 @@ PARTS = (
 )
 
 
-def test_command(programs, long):
+def test_command(programs, profile):
     named = [word for program in programs for word in ("--test", program)]
-    profile = "proof" if long else "dev"
     nextest = ["cargo", "nextest"]
     if subprocess.run([*nextest, "--version"], capture_output=True, check=False).returncode == 0:
         return [*nextest, "run", "--locked", "--cargo-profile", profile, *named,
@@ -82,7 +81,7 @@ def revision():
     return known.stdout.strip() + ("+" if changed else "")
 
 
-def run(part, form, seed):
+def run(part, form, profile, seed):
     """Runs one part; its results, and why it has failed, or None."""
     with tempfile.TemporaryDirectory(prefix="musherfs-prove-") as results:
         environment = os.environ | {
@@ -91,7 +90,7 @@ def run(part, form, seed):
             "MUSHERFS_PROVE_RESULTS": results,
             "MUSHERFS_REQUIRE_FUSE": "1",
         }
-        command = list(part.command) or test_command(part.tests, form == "long")
+        command = list(part.command) or test_command(part.tests, profile)
         code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         found = {}
         for path in sorted(pathlib.Path(results).glob("*.json")):
@@ -154,6 +153,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/prove", description="Proves what the mount promises.")
     parser.add_argument("--long", action="store_true", help="the long form: minutes to hours a part")
     parser.add_argument("--seed", type=int, help="repeats the random choices of a run (default: new ones)")
+    parser.add_argument("--profile", help="the build to prove (default: dev, and proof for --long)")
     parser.add_argument("--list", action="store_true", help="lists the parts")
     parser.add_argument("--report", action="store_true", help="writes the table of last results into README.md")
     parser.add_argument("parts", nargs="*", metavar="PART", help="the parts to run (default: all)")
@@ -171,19 +171,20 @@ def main():
         return 0
 
     form = "long" if given.long else "short"
+    profile = given.profile or ("proof" if given.long else "dev")
     seed = secrets.randbelow(1 << 32) if given.seed is None else given.seed
     chosen = [known[name] for name in given.parts] or PARTS
     rows, failures = [], 0
     for part in chosen:
         print(f"\n== {part.name} ({form}, seed {seed}): {part.what}", flush=True)
         start = time.monotonic()
-        results, failure = run(part, form, seed)
+        results, failure = run(part, form, profile, seed)
         took = time.monotonic() - start
         for name, it in results.items():
             rows.append((part.name, name, it["verdict"], in_words(it["numbers"])))
         if failure:
             failures += 1
-            again = f"scripts/prove {'--long ' if given.long else ''}--seed {seed} {part.name}"
+            again = f"scripts/prove {'--long ' if given.long else ''}--profile {profile} --seed {seed} {part.name}"
             rows.append((part.name, "", "FAILED", f"{failure}; again: {again}"))
         print(f"== {part.name}: {failure or 'held'} after {took:.0f} s", flush=True)
 

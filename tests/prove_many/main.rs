@@ -9,9 +9,11 @@ mod support;
 mod users;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use musherfs::mount::keeper;
@@ -20,7 +22,7 @@ use serde_json::json;
 
 use support::cache::taken_at_once;
 use support::fuse::require_fuse;
-use support::mount::{Home, TestMount, forget_pages, is_root, said, within};
+use support::mount::{DEADLINE, Home, TestMount, forget_pages, is_root, said, within};
 use support::prove::{Proof, Random};
 use support::registry::{RouteKind, TestRegistry};
 
@@ -97,8 +99,8 @@ fn mount(home: &Arc<Home>, registry: &TestRegistry, args: &[&str]) -> TestMount 
 }
 
 /// Reads one file past the kernel's pages, and compares.
-fn read(mount: &TestMount, file: &(String, Vec<u8>)) -> Result<(), String> {
-    let path = mount.path(&format!("acme/kit@1.0.0/{}", file.0));
+fn read(dir: &Path, file: &(String, Vec<u8>)) -> Result<(), String> {
+    let path = dir.join("acme/kit@1.0.0").join(&file.0);
     let wrong = |what: String| Err(format!("{}: {what}", path.display()));
     match std::fs::read(&path) {
         Ok(bytes) if bytes == file.1 => {}
@@ -145,7 +147,7 @@ fn whoever_and_however_many_want_a_file_it_is_downloaded_once_a_cache() {
                 random.shuffle(&mut files);
                 scope.spawn(move || {
                     for file in &files {
-                        read(mount, file).unwrap();
+                        read(mount.dir(), file).unwrap();
                     }
                 });
             }
@@ -171,7 +173,60 @@ fn whoever_and_however_many_want_a_file_it_is_downloaded_once_a_cache() {
     }));
 }
 
+/// What is seen while it goes on.
+#[derive(Default)]
+struct Watch {
+    over: AtomicBool,
+    /// Bytes in the cache at most, and how often they were added up.
+    most: AtomicU64,
+    samples: AtomicU64,
+}
+
+/// Threads that read random files until it is over. One that is never answered cannot be ended, but
+/// by unmounting, which the mounts' guards do.
+struct Readers {
+    many: usize,
+    seen: Receiver<Result<u64, String>>,
+}
+
+impl Readers {
+    fn start(
+        many: usize,
+        mounts: &[TestMount],
+        files: &[(String, Vec<u8>)],
+        watch: &Arc<Watch>,
+        random: &mut Random,
+    ) -> Self {
+        let (done, seen) = channel();
+        for number in 0..many {
+            let (mut random, done, watch) = (random.fork(), done.clone(), Arc::clone(watch));
+            let dir = mounts[number % mounts.len()].dir().to_owned();
+            let files = files.to_owned();
+            std::thread::spawn(move || {
+                let mut reads = 0;
+                let mut result = Ok(());
+                while result.is_ok() && !watch.over.load(Ordering::Relaxed) {
+                    result = read(&dir, random.pick(&files));
+                    reads += 1;
+                }
+                let _ = done.send(result.map(|()| reads));
+            });
+        }
+        Self { many, seen }
+    }
+
+    /// How much they have read, without an error.
+    fn finish(self) -> u64 {
+        let answers = (0..self.many).map(|_| {
+            let seen = self.seen.recv_timeout(DEADLINE);
+            seen.expect("every reader is answered").unwrap()
+        });
+        answers.sum()
+    }
+}
+
 /// Processes that are started again whenever they end, and killed at random.
+#[derive(Default)]
 struct Churn {
     children: Vec<(usize, Child)>,
     ended: u64,
@@ -246,69 +301,44 @@ fn processes_that_are_killed_at_random_disturb_no_reader_and_no_limit() {
         .map(|_| mount(&home, &registry, &arguments))
         .collect();
     let runtime = home.path().join("runtime");
-    let over = AtomicBool::new(false);
-    let (most, samples, reads) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let (mut daemons, mut churned) = (0_u64, (0, 0));
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..8)
-            .map(|number| {
-                let mut random = random.fork();
-                let (mount, files) = (&mounts[number % mounts.len()], &files);
-                let (over, reads) = (&over, &reads);
-                scope.spawn(move || {
-                    while !over.load(Ordering::Relaxed) {
-                        read(mount, random.pick(files))?;
-                        reads.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok::<(), String>(())
-                })
-            })
-            .collect();
-        let sampler = {
-            let (over, most, samples, root) = (&over, &most, &samples, home.cache());
-            scope.spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    most.fetch_max(taken_at_once(&root), Ordering::Relaxed);
-                    samples.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            })
-        };
-        let end = Instant::now() + Duration::from_secs(proof.pick(5, 300));
-        let mut churn = Churn {
-            children: Vec::new(),
-            ended: 0,
-            killed: 0,
-        };
-        // Whatever happens here, the readers must be told that it is over.
-        let disturbing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while Instant::now() < end {
-                churn.turn(12, &mut random, |work| {
-                    let mut command = command(&home, &registry, work);
-                    command.env("MUSHERFS_CACHE_MAX_SIZE", "3MiB");
-                    command.stderr(Stdio::null()).spawn().unwrap()
-                });
-                if random.once_in(20) {
-                    let kept = keeper::find(&runtime).unwrap();
-                    let (_, kept) = random.pick(&kept);
-                    if let Some(daemon) = kept.daemon {
-                        let daemon = Pid::from_raw(i32::try_from(daemon).unwrap()).unwrap();
-                        daemons += u64::from(kill_process(daemon, Signal::KILL).is_ok());
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(random.below(20)));
+    let watch = Arc::new(Watch::default());
+    let readers = Readers::start(8, &mounts, &files, &watch, &mut random);
+    let sampler = std::thread::spawn({
+        let (watch, root) = (Arc::clone(&watch), home.cache());
+        move || {
+            while !watch.over.load(Ordering::Relaxed) {
+                watch
+                    .most
+                    .fetch_max(taken_at_once(&root), Ordering::Relaxed);
+                watch.samples.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
             }
-        }));
-        over.store(true, Ordering::Relaxed);
-        churned = (churn.ended, churn.killed);
-        drop(churn);
-        sampler.join().unwrap();
-        for reader in readers {
-            reader.join().unwrap().unwrap();
         }
-        disturbing.unwrap();
     });
-    let (most, reads) = (most.into_inner(), reads.into_inner());
+    let end = Instant::now() + Duration::from_secs(proof.pick(5, 300));
+    let mut daemons = 0_u64;
+    let mut churn = Churn::default();
+    while Instant::now() < end {
+        churn.turn(12, &mut random, |work| {
+            let mut command = command(&home, &registry, work);
+            command.env("MUSHERFS_CACHE_MAX_SIZE", "3MiB");
+            command.stderr(Stdio::null()).spawn().unwrap()
+        });
+        if random.once_in(20) {
+            let kept = keeper::find(&runtime).unwrap();
+            if let Some(daemon) = random.pick(&kept).1.daemon {
+                let daemon = Pid::from_raw(i32::try_from(daemon).unwrap()).unwrap();
+                daemons += u64::from(kill_process(daemon, Signal::KILL).is_ok());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(random.below(20)));
+    }
+    watch.over.store(true, Ordering::Relaxed);
+    let churned = (churn.ended, churn.killed);
+    drop(churn);
+    sampler.join().unwrap();
+    let reads = readers.finish();
+    let most = watch.most.load(Ordering::Relaxed);
     assert!(most <= limit, "{most} bytes were taken, of {limit}");
     assert!(most > limit / 2, "only {most} bytes of {limit} were used");
     assert!(reads > 50, "{reads}");
@@ -326,7 +356,7 @@ fn processes_that_are_killed_at_random_disturb_no_reader_and_no_limit() {
         "commands": churned.0,
         "of them killed": churned.1,
         "daemons killed": daemons,
-        "samples": samples.into_inner(),
+        "samples": watch.samples.load(Ordering::Relaxed),
         "bytes at most": most,
         "bytes allowed": limit,
     }));

@@ -63,7 +63,12 @@ fn a_mount_answers_as_its_model_does() {
                 TestCaseError::fail(format!("step {number}, {step:?}: {difference}"))
             })?;
         }
-        total.borrow_mut().add(&rig.end());
+        let mut total = total.borrow_mut();
+        total.add(&rig.end());
+        // Every now and then, because the long form takes its time.
+        if total.steps % (25 * length as u64) == 0 {
+            eprintln!("{} steps", total.steps);
+        }
         Ok(())
     });
     match result {

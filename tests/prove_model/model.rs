@@ -51,6 +51,8 @@ pub(crate) struct Model {
     absences: HashMap<(usize, Name), Instant>,
     /// Versions whose lists of files are cached.
     manifests: HashSet<(usize, usize)>,
+    /// Versions whose lists of files may be cached.
+    touched: BTreeSet<(usize, usize)>,
     /// Content that is cached.
     blobs: HashSet<Digest>,
     /// Content whose file was damaged since the daemon may have opened it: from that one it can be
@@ -126,6 +128,7 @@ impl Model {
     pub(crate) fn wiped(&mut self, world: &World) {
         self.links.clear();
         self.manifests.clear();
+        self.touched.clear();
         self.blobs.clear();
         self.remounted(world, true);
     }
@@ -162,6 +165,9 @@ impl Model {
             }
         }
         meaning.absent |= self.was_absent(bundle, name);
+        let versions = meaning.versions.iter();
+        self.touched
+            .extend(versions.map(|version| (bundle, *version)));
         meaning
     }
 
@@ -189,8 +195,9 @@ impl Model {
         if !known.answered {
             meaning.errors.clone_from(&self.lookup_errors);
             if self.is_disturbed() && matches!(link, Link::Latest | Link::Range) {
-                // The best that is cached, which may be more than was seen here.
-                targets.extend((0..world.bundles[bundle].versions.len()).map(Some));
+                // The best that is cached.
+                let cached = self.touched.iter().filter(|(of, _)| *of == bundle);
+                targets.extend(cached.map(|(_, version)| Some(*version)));
             }
         }
         meaning.absent |= targets.contains(&None);
@@ -278,9 +285,8 @@ impl Model {
             for (number, version) in world.bundles[index].versions.iter().enumerate() {
                 let (all, any) = version.was_listed(self.session);
                 let name = World::directory(index, number);
-                let cached = self.manifests.contains(&(index, number));
-                // Its state is as old as the cache's entry.
-                if any || cached {
+                // The state of what is cached is as old as the cache's entry.
+                if any || self.touched.contains(&(index, number)) {
                     may.insert(name.clone());
                 }
                 if all && !self.is_disturbed() {
