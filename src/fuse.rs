@@ -187,7 +187,7 @@ impl Fuse {
 
     /// Counts a request whose caller waits for a short answer, and goes where the caller is.
     fn arrived(&self, request: &Request, counter: Counter) {
-        self.affinity.asked(request.pid());
+        self.affinity.asked(request.pid(), &self.runtime);
         self.count(counter);
     }
 
@@ -478,10 +478,8 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.affinity.asked(match size {
-            ..=SMALL => request.pid(),
-            _ => 0,
-        });
+        let caller = if size <= SMALL { request.pid() } else { 0 };
+        self.affinity.asked(caller, &self.runtime);
         self.count(Counter::Read);
         let asked = Asked::new(Operation::Read, request, ino);
         BUFFER.with_borrow_mut(|buffer| {

@@ -9,14 +9,18 @@
 //!
 //! They may run anywhere again as soon as somebody else asks too, since several callers are served
 //! faster beside each other, and for a large READ, which the kernel sends ahead of the reader: to
-//! fill its pages beside the reader is faster than in its place. They never leave the CPUs that they
-//! were allowed at their start.
+//! fill its pages beside the reader is faster than in its place. And when nobody has asked for
+//! [`PAUSE`], so that a mount at rest does not depend on what else its last caller's CPU does. They
+//! never leave the CPUs that they were allowed when the row began.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::fs;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+use tokio::runtime::Handle;
 
 /// Requests by one caller, with none by others between, before the threads follow it. To ask where
 /// it is and to move cost about 20 µs, which a few dozen requests win back.
@@ -25,8 +29,27 @@ pub const ROW: u32 = 64;
 /// Larger READs are answered beside the caller, in bytes.
 pub const SMALL: u32 = 64 << 10;
 
+/// How long threads that have followed a caller wait for its next request there, at least; at most
+/// twice as long.
+pub const PAUSE: Duration = Duration::from_millis(50);
+
 /// No particular CPU.
 const ANYWHERE: u32 = u32::MAX;
+
+/// A FUSE thread that has followed somebody.
+#[derive(Debug)]
+struct Away {
+    thread: Pid,
+    /// Where it may run otherwise.
+    allowed: CpuSet,
+}
+
+#[derive(Debug, Default)]
+struct Followers {
+    away: Vec<Away>,
+    /// Whether a timer runs that will set them free.
+    is_timed: bool,
+}
 
 /// Where the FUSE threads of one mount are to run.
 #[derive(Debug)]
@@ -35,12 +58,16 @@ pub struct Affinity {
     /// between FUSE threads lose a count, no more.
     row: AtomicU64,
     cpu: AtomicU32,
+    /// How often all threads were set free. Whoever followed before that follows nobody now.
+    freed: AtomicU32,
+    /// Changes with every request.
+    requests: AtomicU32,
+    followers: Mutex<Followers>,
 }
 
 thread_local! {
-    /// Where the scheduler may run this thread if it follows nobody; `None` if that is unknown.
-    static ALLOWED: OnceCell<Option<CpuSet>> = const { OnceCell::new() };
-    static HERE: Cell<u32> = const { Cell::new(ANYWHERE) };
+    /// Whom this thread follows: the value of `freed` when it began, and the CPU.
+    static HERE: Cell<(u32, u32)> = const { Cell::new((0, ANYWHERE)) };
 }
 
 impl Default for Affinity {
@@ -48,14 +75,19 @@ impl Default for Affinity {
         Self {
             row: AtomicU64::new(0),
             cpu: AtomicU32::new(ANYWHERE),
+            freed: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            followers: Mutex::default(),
         }
     }
 }
 
 impl Affinity {
     /// Takes note that `caller`, a thread id, asked, and moves the calling FUSE thread accordingly.
-    /// 0, what the kernel says of callers that the daemon cannot see, is followed by nobody.
-    pub fn asked(&self, caller: u32) {
+    /// 0, what the kernel says of callers that the daemon cannot see, is followed by nobody. The
+    /// timer that ends it runs on `runtime`.
+    pub fn asked(self: &Arc<Self>, caller: u32, runtime: &Handle) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let times = self.count(caller);
         if times < ROW {
             self.cpu.store(ANYWHERE, Ordering::Relaxed);
@@ -63,7 +95,13 @@ impl Affinity {
             let cpu = cpu_of(caller).unwrap_or(ANYWHERE);
             self.cpu.store(cpu, Ordering::Relaxed);
         }
-        move_to(self.cpu.load(Ordering::Relaxed));
+        let cpu = self.cpu.load(Ordering::Relaxed);
+        let freed = self.freed.load(Ordering::Relaxed);
+        let (since, here) = HERE.get();
+        let here = if since == freed { here } else { ANYWHERE };
+        if here != cpu {
+            self.go(cpu, runtime);
+        }
     }
 
     /// How often in a row `caller` has asked, this time included.
@@ -78,6 +116,70 @@ impl Affinity {
         self.row.store(row, Ordering::Relaxed);
         times
     }
+
+    /// Moves the calling thread. Where that is refused it runs where it does now, which is as right
+    /// and only slower.
+    fn go(self: &Arc<Self>, cpu: u32, runtime: &Handle) {
+        let thread = gettid();
+        let mut followers = self.followers();
+        let Followers { away, is_timed } = &mut *followers;
+        let known = away.iter().position(|one| one.thread == thread);
+        HERE.set((self.freed.load(Ordering::Relaxed), cpu));
+        if cpu == ANYWHERE {
+            if let Some(known) = known {
+                let back = away.swap_remove(known);
+                let _ = sched_setaffinity(Some(thread), &back.allowed);
+            }
+            return;
+        }
+        let allowed = match known {
+            Some(known) => away[known].allowed,
+            None => match sched_getaffinity(Some(thread)) {
+                Ok(allowed) => allowed,
+                Err(_) => return,
+            },
+        };
+        let mut there = CpuSet::new();
+        match usize::try_from(cpu) {
+            Ok(cpu) if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) => there.set(cpu),
+            _ => return,
+        }
+        if known.is_none() {
+            if !std::mem::replace(is_timed, true) {
+                runtime.spawn(Arc::clone(self).free_when_quiet());
+            }
+            away.push(Away { thread, allowed });
+        }
+        let _ = sched_setaffinity(Some(thread), &there);
+    }
+
+    /// Consistent after every statement, so a poisoned lock is still good.
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        let followers = self.followers.lock();
+        followers.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets all threads free when nobody has asked for a while, or none is away any more.
+    async fn free_when_quiet(self: Arc<Self>) {
+        loop {
+            let before = self.requests.load(Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
+            let is_quiet = self.requests.load(Ordering::Relaxed) == before;
+            let mut followers = self.followers();
+            if is_quiet {
+                self.freed.fetch_add(1, Ordering::Relaxed);
+                self.row.store(0, Ordering::Relaxed);
+                self.cpu.store(ANYWHERE, Ordering::Relaxed);
+                for back in followers.away.drain(..) {
+                    let _ = sched_setaffinity(Some(back.thread), &back.allowed);
+                }
+            }
+            if followers.away.is_empty() {
+                followers.is_timed = false;
+                return;
+            }
+        }
+    }
 }
 
 /// The CPU on which a thread runs or ran last; `None` if it has ended, or is not to be seen.
@@ -88,65 +190,54 @@ fn cpu_of(thread: u32) -> Option<u32> {
     rest.split(' ').nth(36)?.parse().ok()
 }
 
-fn move_to(cpu: u32) {
-    if HERE.replace(cpu) == cpu {
-        return;
-    }
-    ALLOWED.with(|allowed| {
-        let Some(allowed) = allowed.get_or_init(|| sched_getaffinity(None).ok()) else {
-            return;
-        };
-        let mut set = CpuSet::new();
-        match usize::try_from(cpu) {
-            Ok(cpu) if cpu < CpuSet::MAX_CPU && allowed.is_set(cpu) => set.set(cpu),
-            _ => set = *allowed,
-        }
-        // Refused, it runs where it does now, which is as right and only slower.
-        let _ = sched_setaffinity(None, &set);
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
 
-    /// Where a thread of its own may run after it has served `callers`.
-    fn after(callers: impl IntoIterator<Item = u32> + Send) -> CpuSet {
-        let serve = || {
-            let affinity = Affinity::default();
-            callers
-                .into_iter()
-                .for_each(|caller| affinity.asked(caller));
-            sched_getaffinity(None).unwrap()
-        };
-        thread::scope(|scope| scope.spawn(serve).join().unwrap())
-    }
-
-    fn me() -> u32 {
-        rustix::thread::gettid().as_raw_pid().unsigned_abs()
+    /// Where this thread may run after it has served `callers`, and some time later.
+    async fn after(
+        affinity: &Arc<Affinity>,
+        callers: impl IntoIterator<Item = u32>,
+    ) -> (CpuSet, CpuSet) {
+        for caller in callers {
+            affinity.asked(caller, &Handle::current());
+        }
+        let at_once = sched_getaffinity(None).unwrap();
+        // There is no other thread to run the timer meanwhile.
+        tokio::time::sleep(3 * PAUSE).await;
+        (at_once, sched_getaffinity(None).unwrap())
     }
 
     fn row(caller: u32) -> impl Iterator<Item = u32> {
         std::iter::repeat_n(caller, ROW as usize)
     }
 
-    #[test]
-    fn a_caller_that_asks_alone_is_followed_until_another_asks() {
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_asks_alone_is_followed_until_another_asks_or_nobody() {
         let everywhere = sched_getaffinity(None).unwrap();
-        assert_eq!(after(row(me())).count(), 1);
-        assert_eq!(after(row(me()).skip(1)), everywhere);
-        assert_eq!(after(row(me()).chain([me() + 1])), everywhere);
-        assert_eq!(after(row(me()).chain([0])), everywhere);
-        let both = (0..1000).flat_map(|_| [me(), me() + 1]);
-        assert_eq!(after(both), everywhere);
+        let me = gettid().as_raw_pid().unsigned_abs();
+        let affinity = Arc::default();
+        for _ in 0..2 {
+            let (at_once, later) = after(&affinity, row(me)).await;
+            assert_eq!((at_once.count(), later), (1, everywhere));
+        }
+        for callers in [
+            row(me).skip(1).collect(),
+            row(me).chain([me + 1]).collect(),
+            row(me).chain([0]).collect(),
+            (0..1000).flat_map(|_| [me, me + 1]).collect::<Vec<_>>(),
+        ] {
+            assert_eq!(after(&affinity, callers).await, (everywhere, everywhere));
+        }
     }
 
-    #[test]
-    fn nobody_is_followed_who_cannot_be_seen() {
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_followed_who_cannot_be_seen() {
         let everywhere = sched_getaffinity(None).unwrap();
-        assert_eq!(after(row(0)), everywhere);
-        // Larger than the largest process id there may be.
-        assert_eq!(after(row(u32::MAX)), everywhere);
+        // No process id is as large as the second.
+        for caller in [0, u32::MAX] {
+            let (at_once, _) = after(&Arc::default(), row(caller)).await;
+            assert_eq!(at_once, everywhere);
+        }
     }
 }

@@ -383,8 +383,10 @@ fn serve() -> PathBuf {
                 None,
             );
             let listening = control::listen(&base, control).unwrap();
-            let sockets = std::fs::read_dir(base.join("musherfs")).unwrap();
-            let socket = sockets.map(|it| it.unwrap().path()).next().unwrap();
+            let beside = std::fs::read_dir(base.join("musherfs")).unwrap();
+            let mut beside = beside.map(|it| it.unwrap().path());
+            let is_socket = |path: &PathBuf| path.extension().is_some_and(|it| it == "sock");
+            let socket = beside.find(is_socket).unwrap();
             tell.send(socket).unwrap();
             listening.serve().await;
         });

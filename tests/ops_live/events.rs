@@ -15,7 +15,9 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
     world
         .registry
         .publish("acme", "kit", "1.0.0", &[("a.md", b"1\n")]);
-    // What another tool resolved some minutes ago, and what is to be asked again in a moment.
+    // What another tool loaded and resolved some minutes ago, and what is to be asked again in a
+    // moment.
+    assert!(world.run(&["load", "acme/kit@1.0.0"]).status.success());
     let refs = world.path("musher/cache/refs");
     let dir = refs.join(world.registry.host_id()).join("acme/kit");
     fs::create_dir_all(&dir).unwrap();
