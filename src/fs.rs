@@ -35,6 +35,7 @@ use crate::metrics::{Counter, Metrics};
 use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Presence, Resolver};
 use crate::source::Deadline;
+use crate::store::content::FAILURE_MEMORY;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 
@@ -137,6 +138,8 @@ pub struct Fs {
     metrics: Arc<Metrics>,
     links: Mutex<HashMap<u64, link::Link>>,
     directories: Mutex<HashMap<u64, listing::Told>>,
+    /// Files whose pages are to go.
+    failed_reads: Mutex<HashSet<u64>>,
     failures: Failures,
     in_flight: Arc<InFlight>,
     moves: broadcast::Sender<Moved>,
@@ -169,6 +172,7 @@ impl Fs {
             metrics: settings.metrics,
             links: Mutex::default(),
             directories: Mutex::default(),
+            failed_reads: Mutex::default(),
             failures: Failures::default(),
             in_flight: Arc::default(),
             moves: broadcast::channel(MOVES_KEPT).0,
@@ -571,11 +575,24 @@ impl Fs {
             };
             let answer = fs.store.read(&loaded, index, offset, size, deadline).await;
             if answer.is_err() {
-                // The kernel reads ahead less and less after errors; this lets it start over.
-                fs.invalidate(ino, What::Pages, None);
+                fs.start_over(ino);
             }
             answer.map(Some)
         })
+    }
+
+    /// The kernel reads ahead less and less after errors; without the file's pages it starts over.
+    /// Not at once, because it asks again for a page that goes while its reader is told of the error,
+    /// as often as that happens; and once for all who fail meanwhile.
+    fn start_over(self: &Arc<Self>, ino: u64) {
+        if lock(&self.failed_reads).insert(ino) {
+            let fs = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(FAILURE_MEMORY).await;
+                lock(&fs.failed_reads).remove(&ino);
+                fs.invalidate(ino, What::Pages, None);
+            });
+        }
     }
 
     // ----- explanations ----------------------------------------------------------------------
