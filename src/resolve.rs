@@ -224,7 +224,14 @@ impl Resolver {
         if self.is_offline() {
             return self.best_cached(bundle, selector).map(Ok).or_else(absent);
         }
-        if self.is_recently_absent(&key) || self.is_unlisted(bundle) {
+        if self.is_recently_absent(&key) {
+            // What was given instead of the absence is given again.
+            let cached = (!self.settings.respect_removal)
+                .then(|| self.best_cached(bundle, selector))
+                .flatten();
+            return cached.map(Ok).or_else(absent);
+        }
+        if self.is_unlisted(bundle) {
             return absent();
         }
         None

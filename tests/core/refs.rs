@@ -82,6 +82,18 @@ async fn a_fresh_ref_on_disk_to_a_version_that_is_not_cached_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_ref_that_the_registry_denies_is_the_best_that_is_cached_each_time() {
+    let (machine, fake) = (Machine::new(), Fake::new("registry"));
+    cache_version(&machine.cache(), "acme/kit@0.9.0", Info::default(), &[], 0);
+    let process = machine.process(&[&fake]);
+    // The second time the denial is remembered.
+    for _ in 0..2 {
+        assert_eq!(process.target("acme/kit").await.unwrap(), "0.9.0");
+    }
+    assert_eq!(fake.count("resolve"), 1);
+}
+
+#[tokio::test]
 async fn concurrent_callers_share_one_request() {
     let (machine, fake) = (Machine::new(), registry());
     let process = machine.process(&[&fake]);

@@ -192,13 +192,19 @@ impl Model {
             let stale = world.bundles[bundle].targets(link, known.stale_since);
             targets.extend(stale.into_iter().filter(Option::is_some));
         }
+        // An answer that is yanked meanwhile is none, whatever else is known.
+        let mut answers = targets.iter().flatten();
+        let is_lost = answers.any(|version| world.bundles[bundle].versions[*version].was_yanked());
         if !known.answered {
             meaning.errors.clone_from(&self.lookup_errors);
-            if self.is_disturbed() && matches!(link, Link::Latest | Link::Range) {
-                // The best that is cached.
-                let cached = self.touched.iter().filter(|(of, _)| *of == bundle);
-                targets.extend(cached.map(|(_, version)| Some(*version)));
-            }
+        }
+        if (!known.answered || is_lost)
+            && self.is_disturbed()
+            && matches!(link, Link::Latest | Link::Range)
+        {
+            // The best that is cached.
+            let cached = self.touched.iter().filter(|(of, _)| *of == bundle);
+            targets.extend(cached.map(|(_, version)| Some(*version)));
         }
         meaning.absent |= targets.contains(&None);
         meaning.versions.extend(targets.into_iter().flatten());
@@ -229,14 +235,14 @@ impl Model {
 
     /// A moving name was seen to lead to this version.
     pub(crate) fn saw_target(&mut self, world: &World, bundle: usize, link: Link, version: usize) {
-        let disturbed = self.is_disturbed();
+        // Otherwise it may have been the best that is cached.
+        if self.is_disturbed() {
+            return;
+        }
         let Some(known) = self.links.get_mut(&(bundle, link)) else {
             return;
         };
-        known.answered |= !disturbed || world.bundles[bundle].target(link) == Some(version);
-        if disturbed {
-            return;
-        }
+        known.answered = true;
         let since = known.since.unwrap_or(world.now);
         let first = world.bundles[bundle].first(link, since, version);
         known.since = Some(first);
