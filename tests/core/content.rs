@@ -7,11 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use musherfs::digest::Digest;
 use musherfs::error::Error;
-use musherfs::fs::What;
 use musherfs::manifest::{Layer, Manifest};
 use musherfs::metrics::Counter;
 use musherfs::source::Deadline;
-use musherfs::store::content::FAILURE_MEMORY;
 use musherfs::store::locks::Locks;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -380,22 +378,4 @@ async fn another_tools_unpacked_copy_is_taken_if_its_bytes_are_right() {
     assert_eq!(process.read(KIT, "b.md").await.unwrap(), "beta\n");
     assert_eq!((fake.count("blob a.md"), fake.count("blob b.md")), (0, 1));
     assert!(machine.blob_path("alpha\n").exists());
-}
-
-#[tokio::test]
-async fn the_kernel_drops_the_pages_of_failed_reads_once_and_after_their_readers_were_told() {
-    let (machine, fake) = (Machine::new(), registry());
-    let mut process = machine.process_under(&[&fake], no_readahead());
-    let file = process.find("acme/kit@1.0.0/a.md").await.unwrap().unwrap();
-    while process.kernel.try_recv().is_ok() {}
-    fake.break_calls("blob", Fault::Fail(unreachable()));
-    let started = Instant::now();
-    for _ in 0..3 {
-        let answer = process.fs.read(file.ino, 0, 10, &mut Vec::new());
-        crate::answer(answer).await.unwrap_err();
-    }
-    let told = process.kernel.recv().await.unwrap();
-    assert_eq!((told.ino, told.what), (file.ino, What::Pages));
-    assert!(started.elapsed() >= FAILURE_MEMORY);
-    assert!(process.kernel.try_recv().is_err());
 }

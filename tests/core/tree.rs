@@ -7,6 +7,8 @@ use musherfs::fs::tree::{Directory, FOREVER, Kind, epoch};
 use musherfs::fs::{Found, PROBE_TEXT, What};
 use musherfs::manifest::{Info, State};
 use musherfs::store::Policy;
+use musherfs::store::content::FAILURE_MEMORY;
+use tokio::time::Instant;
 
 use crate::fake::{Fake, Fault, unreachable};
 use crate::{Machine, Process, answer, cache_version, no_readahead};
@@ -223,16 +225,21 @@ async fn the_file_that_is_touched_after_mounting_is_there_and_unlisted() {
 }
 
 #[tokio::test]
-async fn after_a_failed_read_the_kernel_may_read_ahead_again() {
+async fn the_kernel_drops_the_pages_of_failed_reads_once_and_after_their_readers_were_told() {
     let (machine, fake) = (Machine::new(), registry());
-    let mut process = machine.process(&[&fake]);
+    let mut process = machine.process_under(&[&fake], no_readahead());
     let ino = process.ino("acme/kit@1.0.0/README.md").await;
     fake.break_calls("blob", Fault::Fail(unreachable()));
-    let error = read(&process, ino).await.unwrap_err();
-    assert!(error.is_outage(), "{error}");
-    let told = process.kernel.try_recv().unwrap();
+    let started = Instant::now();
+    for _ in 0..3 {
+        let error = read(&process, ino).await.unwrap_err();
+        assert!(error.is_outage(), "{error}");
+    }
+    let told = process.kernel.recv().await.unwrap();
     assert_eq!((told.ino, told.what), (ino, What::Pages));
     assert!(told.done.is_none());
+    assert!(started.elapsed() >= FAILURE_MEMORY);
+    assert!(process.kernel.try_recv().is_err());
 }
 
 #[tokio::test]
