@@ -19,7 +19,7 @@ mod xattr;
 
 pub use explain::{Explanation, Kind as ExplainedKind};
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -145,14 +145,9 @@ pub struct Fs {
     moves: broadcast::Sender<Moved>,
     kernel: OnceLock<mpsc::UnboundedSender<Invalidate>>,
     usage: (AtomicU64, AtomicU64),
-    inherited: OnceLock<Inherited>,
-}
-
-/// What an earlier process told the kernel, and this one does not know: the names that it gave
-/// numbers to, and since when somebody else answers for them.
-struct Inherited {
-    names: HashSet<u64>,
-    since: SystemTime,
+    /// Since when this process answers for an earlier one. What that told the kernel nobody knows: of
+    /// the names that it gave numbers to, too many to remember have been forgotten.
+    inherited: OnceLock<SystemTime>,
 }
 
 /// The maps are consistent after every statement, so a poisoned lock is still good.
@@ -199,29 +194,22 @@ impl Fs {
     /// of all symlinks and the listings that it was given, since nobody knows any more what it was
     /// told. Once, after [`Fs::set_kernel`] and before the first request.
     pub fn inherit(&self) {
-        let inherited = Inherited {
-            names: self.inodes.names().into_iter().collect(),
-            since: SystemTime::now(),
-        };
-        let names: Vec<u64> = inherited.names.iter().copied().collect();
-        if self.inherited.set(inherited).is_ok() {
-            for ino in names.into_iter().chain([ROOT]) {
+        if self.inherited.set(SystemTime::now()).is_ok() {
+            for ino in self.inodes.names().into_iter().chain([ROOT]) {
                 self.invalidate(ino, What::Told, None);
             }
         }
     }
 
-    /// Whether an earlier process may have told the kernel something about `ino`.
-    fn is_inherited(&self, ino: u64) -> bool {
-        let inherited = self.inherited.get();
-        inherited.is_some_and(|inherited| inherited.names.contains(&ino))
+    /// Whether an earlier process may have told the kernel something.
+    fn has_inherited(&self) -> bool {
+        self.inherited.get().is_some()
     }
 
     /// The time of a mutable node that has not changed in this process. The time that an earlier one
     /// told is older, so whoever compares times looks again.
     fn first_mtime(&self) -> SystemTime {
-        let inherited = self.inherited.get();
-        inherited.map_or_else(epoch, |inherited| inherited.since)
+        self.inherited.get().copied().unwrap_or_else(epoch)
     }
 
     /// How long a name or a manifest may take.
@@ -319,8 +307,16 @@ impl Fs {
     fn number(&self, name: Name, known: Known) -> u64 {
         let (ino, crowd) = self.inodes.name(name, known);
         for gone in crowd.forgotten {
-            lock(&self.links).remove(&gone);
-            lock(&self.directories).remove(&gone);
+            // Whoever finds the name again numbers it first, and then waits for these locks.
+            let mut links = lock(&self.links);
+            if !self.inodes.stands_for_something(gone) {
+                links.remove(&gone);
+            }
+            drop(links);
+            let mut directories = lock(&self.directories);
+            if !self.inodes.stands_for_something(gone) {
+                directories.remove(&gone);
+            }
         }
         for held in crowd.held {
             self.invalidate(held, What::Inode, None);

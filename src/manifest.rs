@@ -164,17 +164,27 @@ const CODES: [Kind; 10] = [
     Kind::Refused(Refusal::Conflict),
     Kind::Directory,
     Kind::File,
+    // Not a part of the format: see `Kind::listed_code`.
     Kind::Refused(Refusal::NotEmpty),
 ];
 
 impl Kind {
-    /// A small number that is part of the table's digest; also the order among equal paths.
+    /// A small number; also the order among equal paths.
     fn code(self) -> u8 {
         let position = CODES
             .iter()
             .position(|&kind| kind == self)
             .unwrap_or_default();
         u8::try_from(position).unwrap_or_default()
+    }
+
+    /// The number that is part of the table's digest: of what the document lists. Whether a file of
+    /// no bytes can be served was not always asked, and a table's digest is remembered for ever.
+    fn listed_code(self) -> u8 {
+        match self {
+            Self::Refused(Refusal::NotEmpty) => Self::File.code(),
+            kind => kind.code(),
+        }
     }
 }
 
@@ -640,7 +650,7 @@ impl Manifest {
     fn hash_table(&self) -> Digest {
         let mut hasher = Hasher::new();
         for entry in self.entries() {
-            hasher.update(&[entry.row.code]);
+            hasher.update(&[entry.kind().listed_code()]);
             hasher.update(&entry.row.len.to_le_bytes());
             hasher.update(entry.path().as_bytes());
             hasher.update(&entry.row.size_or_end.to_le_bytes());

@@ -19,7 +19,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use lru::LruCache;
 
@@ -106,7 +106,8 @@ pub enum Known {
 pub struct Crowd {
     /// Numbers that stand for nothing from now on.
     pub forgotten: Vec<u64>,
-    /// Numbers that would be forgotten if the kernel did not hold them.
+    /// Numbers that would be forgotten if the kernel did not hold them. Each is told once for as long
+    /// as it is held.
     pub held: Vec<u64>,
 }
 
@@ -114,6 +115,8 @@ struct Passing {
     name: Arc<Name>,
     /// How often the kernel was told of the number, less what it has forgotten.
     held: u64,
+    /// Whether the kernel was asked to let go of it.
+    asked: bool,
 }
 
 /// The numbers that were given out.
@@ -123,7 +126,8 @@ pub struct Inodes {
     tags: RwLock<HashMap<u64, Arc<Tagged>>>,
     lasting: RwLock<HashMap<u64, Arc<Name>>>,
     passing: Mutex<LruCache<u64, Passing>>,
-    restored: Once,
+    /// How many facts of other processes the journal had when its numbers were last taken over.
+    restored: Mutex<Option<u64>>,
 }
 
 impl Inodes {
@@ -135,7 +139,7 @@ impl Inodes {
             tags: RwLock::default(),
             lasting: RwLock::default(),
             passing: Mutex::new(LruCache::unbounded()),
-            restored: Once::new(),
+            restored: Mutex::default(),
         }
     }
 
@@ -153,14 +157,22 @@ impl Inodes {
             return (ino, Crowd::default());
         }
         let mut passing = self.passing();
-        match passing.get_mut(&ino) {
-            Some(known) if *known.name == name => {}
-            Some(known) => known.name = Arc::new(name),
-            None => {
-                let name = Arc::new(name);
-                passing.put(ino, Passing { name, held: 0 });
-            }
+        // Somebody may have found it meanwhile, and does not look here again.
+        if read(&self.lasting).get(&ino).is_some_and(lasts) {
+            return (ino, Crowd::default());
         }
+        if let Some(known) = passing.get_mut(&ino) {
+            if *known.name != name {
+                known.name = Arc::new(name);
+            }
+            return (ino, Crowd::default());
+        }
+        let first = Passing {
+            name: Arc::new(name),
+            held: 0,
+            asked: false,
+        };
+        passing.put(ino, first);
         (ino, make_room(&mut passing))
     }
 
@@ -180,7 +192,13 @@ impl Inodes {
         {
             // What an earlier process has told the kernel is not counted here.
             passing.held = passing.held.saturating_sub(count);
+            passing.asked &= passing.held > 0;
         }
+    }
+
+    /// Whether the number stands for something, as far as this process has been told.
+    pub fn stands_for_something(&self, ino: u64) -> bool {
+        self.given_out(ino).is_some()
     }
 
     /// Consistent after every statement, so a poisoned lock is still good.
@@ -257,14 +275,14 @@ impl Inodes {
     /// What the number stands for; numbers that an earlier process gave out are known too.
     pub fn node(&self, ino: u64) -> Option<Node> {
         self.given_out(ino).or_else(|| {
-            self.restored.call_once(|| self.restore());
+            self.restore();
             self.given_out(ino)
         })
     }
 
     /// The numbers of all lasting names, also those that an earlier process gave out.
     pub fn names(&self) -> Vec<u64> {
-        self.restored.call_once(|| self.restore());
+        self.restore();
         read(&self.lasting).keys().copied().collect()
     }
 
@@ -286,7 +304,15 @@ impl Inodes {
         }
     }
 
+    /// Takes over the numbers that other processes gave out, if there are more than the last time: the
+    /// one that served this kernel before did so until this one began.
     fn restore(&self) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_others = self.journal.of_others();
+        if *restored == Some(of_others) {
+            return;
+        }
+        *restored = Some(of_others);
         for text in self.journal.names() {
             if let Some(name) = Name::parse(&text) {
                 self.name(name, Known::Found);
@@ -317,13 +343,16 @@ fn make_room(passing: &mut LruCache<u64, Passing>) -> Crowd {
         if passing.len() <= MOST_PASSING {
             break;
         }
-        let Some((ino, oldest)) = passing.pop_lru() else {
+        let Some((ino, mut oldest)) = passing.pop_lru() else {
             break;
         };
         if oldest.held == 0 {
             crowd.forgotten.push(ino);
         } else {
-            crowd.held.push(ino);
+            if !oldest.asked {
+                oldest.asked = true;
+                crowd.held.push(ino);
+            }
             passing.put(ino, oldest);
         }
     }
@@ -471,6 +500,29 @@ mod tests {
         assert!(second.node(guessed).is_none());
     }
 
+    #[test]
+    fn numbers_that_a_predecessor_gives_out_to_its_last_moment_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.jsonl");
+        let host: HostId = "api.musher.dev".parse().unwrap();
+        let successor = Inodes::new(host.clone(), Arc::new(Journal::open(&path)));
+        let predecessor = Inodes::new(host, Arc::new(Journal::open(&path)));
+        let give_out = |slug: &str| {
+            let name = Name::Link(format!("acme/{slug}").parse().unwrap(), Selector::Latest);
+            let (link, _) = predecessor.name(name, Known::Found);
+            let (text, key) = tagged(&format!("acme/{slug}@1.0.0"));
+            let journal = &predecessor.journal;
+            journal.remember_table(&text, Digest::of(b"")).unwrap();
+            (link, predecessor.tag(&text, key) << INDEX_BITS)
+        };
+        let (link, _) = give_out("kit");
+        assert_eq!(successor.names(), [link]);
+        // Also after it has looked once.
+        let (link, version) = give_out("later");
+        assert!(successor.node(version).is_some() && successor.node(link).is_some());
+        assert_eq!(successor.names().len(), 2);
+    }
+
     fn guess(inodes: &Inodes, n: usize) -> (u64, Crowd) {
         let name = Name::Namespace(format!("guess-{n}").parse().unwrap());
         inodes.name(name, Known::Guessed)
@@ -519,5 +571,19 @@ mod tests {
         let oldest: Vec<u64> = (0..LOOKED_AT).map(|n| guess(&inodes, n).0).collect();
         assert_eq!(crowd.held, oldest);
         assert!(crowd.forgotten.is_empty());
+        // Not again when they are looked up, however often, nor when their turn comes again.
+        for n in 0..MOST_PASSING {
+            assert_eq!(guess(&inodes, n).1, Crowd::default());
+        }
+        let mut told = crowd.held;
+        for n in MOST_PASSING + 1..2 * MOST_PASSING {
+            let (ino, crowd) = guess(&inodes, n);
+            inodes.entered(ino);
+            told.extend(crowd.held);
+        }
+        let all = told.len();
+        told.sort_unstable();
+        told.dedup();
+        assert_eq!(told.len(), all, "asked twice");
     }
 }

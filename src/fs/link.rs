@@ -106,7 +106,7 @@ impl Fs {
             let link = links.entry(ino).or_insert_with(|| {
                 announced = Some(None);
                 // The kernel may hold a body that an earlier process gave it.
-                let (done, settled) = watch::channel(!self.is_inherited(ino));
+                let (done, settled) = watch::channel(!self.has_inherited());
                 moved = (!*settled.borrow()).then_some(done);
                 Link {
                     target: version.clone(),

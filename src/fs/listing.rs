@@ -9,7 +9,7 @@
 //! manifest is there) is looked up for each line, since that changes without the listing.
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use super::inode::{self, Known, Name, Node, ROOT};
 use super::tree::{self, Attr, Directory, Entries, FOREVER, Kind, Listed, epoch};
 use super::{Answer, Fs, What, later, lock, not_a, split_name};
-use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
+use crate::reference::{BundleId, Namespace, Selector, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Listing};
 
 /// What the kernel was told about a mutable directory.
@@ -115,7 +115,12 @@ impl Fs {
             names.iter().map(line).collect()
         });
         let fs = Arc::clone(self);
-        let attrs = move |entry: &Listed| Some((fs.directory_attr(entry.ino), LISTING_TTL));
+        let attrs = move |entry: &Listed| {
+            // The number may have been forgotten since the entries were made.
+            let name = Name::Namespace(entry.name.parse().ok()?);
+            let ino = fs.number(name, Known::Found);
+            Some((fs.directory_attr(ino), LISTING_TTL))
+        };
         Directory::Mutable(ROOT, entries, Box::new(attrs))
     }
 
@@ -140,7 +145,7 @@ impl Fs {
                 namespace: namespace.clone(),
                 slug: slug.clone(),
             };
-            if self.has_bare_name(&bundle, versions) {
+            if !listing.unnamed.contains(slug) {
                 entries.push(Listed {
                     name: slug.as_str().into(),
                     ino: self.number(Name::Link(bundle.clone(), Selector::Latest), Known::Found),
@@ -164,17 +169,6 @@ impl Fs {
             }
         }
         entries
-    }
-
-    /// Whether a bundle that is listed with `versions` is listed by its bare name.
-    fn has_bare_name(&self, bundle: &BundleId, versions: &[Version]) -> bool {
-        // A lockfile may have the versions without the bare name.
-        if let Some(locked) = self.resolver.locked_now(bundle, &Selector::Latest) {
-            return locked.is_ok();
-        }
-        // Any version that may be listed can be the newest. Without one, somebody has to say so.
-        !versions.is_empty()
-            || !matches!(self.resolver.peek(bundle, &Selector::Latest), Some(Err(_)))
     }
 
     /// What is known of an entry of a namespace; only where a lookup would be free.
@@ -214,12 +208,27 @@ impl Fs {
             return Arc::clone(&told.entries);
         }
         let entries = tree::sorted(make(source));
-        let changed = {
+        let last = |directories: &HashMap<u64, Told>| {
+            let told = directories.get(&ino);
+            told.map(|told| (Arc::clone(&told.entries), told.mtime))
+        };
+        let mut before = last(&lock(&self.directories));
+        let changed = loop {
+            // There may be thousands: they are not compared under the lock.
+            let changed = match &before {
+                Some((before, _)) => names(before) != names(&entries),
+                // The kernel may hold a listing that an earlier process gave it.
+                None => self.has_inherited(),
+            };
             let mut directories = lock(&self.directories);
-            let before = directories.get(&ino);
-            let changed = before.is_some_and(|told| names(&told.entries) != names(&entries));
+            let now = last(&directories);
+            let entries_of = |last: &Option<(Entries, _)>| last.as_ref().map(|(e, _)| e.as_ptr());
+            if entries_of(&now) != entries_of(&before) {
+                before = now;
+                continue;
+            }
             let mtime = match before {
-                Some(told) if !changed => told.mtime,
+                Some((_, mtime)) if !changed => mtime,
                 Some(_) => SystemTime::now(),
                 None => self.first_mtime(),
             };
@@ -229,7 +238,7 @@ impl Fs {
                 mtime,
             };
             directories.insert(ino, told);
-            changed
+            break changed;
         };
         if changed {
             self.invalidate(ino, What::Told, None);

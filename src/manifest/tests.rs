@@ -400,4 +400,21 @@ fn a_file_that_is_said_to_be_empty_must_have_the_hash_of_nothing() {
         .map(|(entry, why)| (entry.path(), why))
         .collect();
     assert_eq!(refused, [("lie", Refusal::NotEmpty)]);
+    // The table is that of the document, whether its files are believed or not.
+    let nothing = Digest::from_bytes([0; 32]);
+    let content = Digest::of(b"content");
+    let mut hasher = Hasher::new();
+    for (code, path, size_or_end, digest) in [
+        (7, "", 4_u64, nothing),
+        (8, "empty", 0, Digest::of(b"")),
+        (8, "lie", 0, content),
+        (8, "true", 7, content),
+    ] {
+        hasher.update(&[code]);
+        hasher.update(&u32::try_from(path.len()).unwrap().to_le_bytes());
+        hasher.update(path.as_bytes());
+        hasher.update(&size_or_end.to_le_bytes());
+        hasher.update(digest.as_bytes());
+    }
+    assert_eq!(manifest.table_digest(), hasher.finish());
 }

@@ -32,6 +32,7 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::net::UnixListener;
+use tracing::warn;
 
 use super::mountinfo::MountId;
 use crate::client::Breakers;
@@ -133,8 +134,10 @@ pub fn listen(runtime_dir: &Path, control: Arc<Control>) -> crate::error::Result
     let record = unserved::record_path(&dir, pid);
     let files = [OwnFile(path.clone()), OwnFile(record.clone())];
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    unserved::write(&record, &control.mountpoint, control.mount)
-        .map_err(|error| crate::error::Error::io(&record, error))?;
+    // It is for the time when this process is gone; until then the socket says all of it.
+    if let Err(error) = unserved::write(&record, &control.mountpoint, control.mount) {
+        warn!(path = %record.display(), %error, "a mount that nobody serves will not be found");
+    }
     let router = Router::new()
         .route(
             "/v1/status",
@@ -158,7 +161,7 @@ impl Listening {
     /// Answers until the future is dropped.
     pub async fn serve(self) {
         if let Err(error) = axum::serve(self.listener, self.router).await {
-            tracing::warn!(%error, "the control socket failed");
+            warn!(%error, "the control socket failed");
         }
     }
 }

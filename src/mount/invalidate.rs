@@ -11,21 +11,25 @@
 //! would not end before the next one has answered, and the next one is started when it ends. So a
 //! helper waits instead. It ends with its daemon, at the latest when the last page is there.
 //!
+//! The helper may be killed, too. What it has not said to be done is then asked of the next one, and
+//! whoever waits goes on waiting: a symlink whose old body nobody drops would stay where it was.
+//!
 //! What readers are to see (a symlink that moves, a directory that lists something else) does not queue
 //! behind the pages of a file, which may take as long as a download. A symlink's body is a page, too,
 //! and may be read at that moment: so one that is stuck does not hold up the others at once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::Mounted;
@@ -42,8 +46,10 @@ const PRUNE: i32 = 9;
 /// How long the header of a notification is.
 const HEADER: usize = 16;
 
-/// How often a helper that ended is replaced.
-const MOST_HELPERS: u32 = 100;
+/// How many helpers in a row may end without having done anything; and how much longer the daemon
+/// waits before it starts another one each time that one has: two minutes in all.
+const MOST_USELESS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Order {
@@ -59,10 +65,10 @@ enum Order {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Dropped {
     number: u64,
+    /// The kernel does not know how to do that.
+    #[serde(default)]
+    unknown: bool,
 }
-
-/// Who waits for which order.
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>;
 
 /// Carries out `requests` with the help of `program` (usually [`super::touch::this_program`], started
 /// again and again if need be), until nobody can send requests any more.
@@ -73,89 +79,156 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>;
 pub fn spawn(
     program: impl Fn() -> Command + Send + 'static,
     mounted: &Mounted,
-    mut requests: UnboundedReceiver<Invalidate>,
+    requests: UnboundedReceiver<Invalidate>,
 ) -> io::Result<()> {
     let device = mounted.duplicate()?;
-    let mut helper = Helper::start(program(), &device)?;
-    thread::Builder::new()
-        .name("invalidate".to_owned())
-        .spawn(move || {
-            let mut number = 0;
-            let mut started = 1;
-            while let Some(Invalidate { ino, what, done }) = requests.blocking_recv() {
-                number += 1;
-                // Whoever waits goes on when `done` is dropped.
-                if !helper.order(number, ino, what, done) && started < MOST_HELPERS {
-                    started += 1;
-                    match Helper::start(program(), &device) {
-                        Ok(next) => {
-                            helper = next;
-                            helper.order(number, ino, what, None);
-                        }
-                        Err(error) => warn!(%error, "the kernel cannot be told what has moved"),
-                    }
-                }
-            }
-        })?;
-    Ok(())
-}
-
-struct Helper {
-    link: Link,
-    waiting: Waiting,
-    child: Child,
-}
-
-impl Helper {
-    fn start(mut program: Command, device: &OwnedFd) -> io::Result<Self> {
+    let mut helpers: Vec<Child> = Vec::new();
+    let start = move || {
+        // One that was killed may be kept by the kernel until what it waits for is there.
+        helpers.retain_mut(|helper| matches!(helper.try_wait(), Ok(None)));
         let (link, theirs) = Link::pair()?;
-        let child = program
+        let mut command = program();
+        let helper = command
             .arg(SUBCOMMAND)
             .current_dir("/")
             .stdin(theirs)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        drop(program);
+        helpers.push(helper);
+        // It has the other end now: closed here, its death is noticed.
+        drop(command);
         link.send(&Order::Begin, Some(device.as_fd()))?;
-        let waiting = Waiting::default();
-        let (answers, answered) = (link.try_clone()?, Arc::clone(&waiting));
+        Ok(link)
+    };
+    Orders::carry_out(requests, start, PAUSE)
+}
+
+/// What is to be done, and who is told to do it.
+struct Orders {
+    /// By their numbers, until they are done.
+    outstanding: Mutex<BTreeMap<u64, Invalidate>>,
+    /// `None` when no helper could be kept alive.
+    helper: Mutex<Option<Link>>,
+    /// Whether the kernel has said that inodes cannot be dropped.
+    cannot_prune: AtomicBool,
+}
+
+impl Orders {
+    fn carry_out(
+        mut requests: UnboundedReceiver<Invalidate>,
+        mut start: impl FnMut() -> io::Result<Link> + Send + 'static,
+        pause: Duration,
+    ) -> io::Result<()> {
+        let link = start()?;
+        let mut answers = link.try_clone()?;
+        let orders = Arc::new(Self {
+            outstanding: Mutex::default(),
+            helper: Mutex::new(Some(link)),
+            cannot_prune: AtomicBool::new(false),
+        });
+        let given = Arc::clone(&orders);
+        thread::Builder::new()
+            .name("invalidate".to_owned())
+            .spawn(move || {
+                let mut number = 0;
+                while let Some(request) = requests.blocking_recv() {
+                    number += 1;
+                    given.give(number, request);
+                }
+            })?;
         thread::Builder::new()
             .name("invalidated".to_owned())
             .spawn(move || {
-                while let Ok(Some((Dropped { number }, _))) = answers.receive() {
-                    if let Some(done) = lock(&answered).remove(&number) {
-                        let _ = done.send(());
+                let mut useless = 0;
+                loop {
+                    if orders.hear(&answers) {
+                        useless = 0;
+                    }
+                    match orders.replace(&mut start, &mut useless, pause) {
+                        Some(next) => answers = next,
+                        None => return,
                     }
                 }
-                lock(&answered).clear();
             })?;
-        Ok(Self {
-            link,
-            waiting,
-            child,
-        })
+        Ok(())
     }
 
-    /// Whether the helper has heard it.
-    fn order(&self, number: u64, ino: u64, what: What, done: Option<oneshot::Sender<()>>) -> bool {
-        if let Some(done) = done {
-            lock(&self.waiting).insert(number, done);
+    /// Hands an order to the helper. If that is gone it is handed to the next one, which gets all that
+    /// is outstanding.
+    fn give(&self, number: u64, request: Invalidate) {
+        let (ino, what) = (request.ino, request.what);
+        if what == What::Inode && self.cannot_prune.load(Ordering::Relaxed) {
+            return;
         }
-        let order = Order::Drop { number, ino, what };
-        let sent = self.link.send(&order, None);
-        if let Err(error) = &sent {
-            debug!(ino, %error, "the helper is gone");
-            lock(&self.waiting).remove(&number);
+        lock(&self.outstanding).insert(number, request);
+        match &*lock(&self.helper) {
+            Some(link) => {
+                if let Err(error) = link.send(&Order::Drop { number, ino, what }, None) {
+                    debug!(ino, %error, "the helper is gone");
+                }
+            }
+            // Whoever waits goes on when it is dropped.
+            None => _ = lock(&self.outstanding).remove(&number),
         }
-        sent.is_ok()
     }
-}
 
-impl Drop for Helper {
-    /// It ends by itself, when it can.
-    fn drop(&mut self) {
-        let _ = self.child.try_wait();
+    /// Listens to a helper as long as it lives; whether it has done anything.
+    fn hear(&self, answers: &Link) -> bool {
+        let mut any = false;
+        while let Ok(Some((Dropped { number, unknown }, _))) = answers.receive() {
+            any = true;
+            let request = lock(&self.outstanding).remove(&number);
+            if let Some(Invalidate { what, done, .. }) = request {
+                if unknown && what == What::Inode {
+                    self.cannot_prune.store(true, Ordering::Relaxed);
+                }
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
+            }
+        }
+        any
+    }
+
+    /// Starts the next helper and hands it all that is outstanding; where to listen to it.
+    fn replace(
+        &self,
+        start: &mut impl FnMut() -> io::Result<Link>,
+        useless: &mut u32,
+        pause: Duration,
+    ) -> Option<Link> {
+        let started = loop {
+            if *useless == MOST_USELESS {
+                break Err(io::Error::other("its helper ends again and again"));
+            }
+            thread::sleep(pause * *useless);
+            *useless += 1;
+            match start().and_then(|link| Ok((link.try_clone()?, link))) {
+                Ok(started) => break Ok(started),
+                Err(error) if *useless == MOST_USELESS => break Err(error),
+                Err(error) => debug!(%error, "no helper for invalidation"),
+            }
+        };
+        let mut helper = lock(&self.helper);
+        match started {
+            Ok((answers, link)) => {
+                let link = helper.insert(link);
+                for (&number, &Invalidate { ino, what, .. }) in &*lock(&self.outstanding) {
+                    // If it is gone already, the next one gets them.
+                    if link.send(&Order::Drop { number, ino, what }, None).is_err() {
+                        break;
+                    }
+                }
+                Some(answers)
+            }
+            Err(error) => {
+                warn!(%error, "the kernel cannot be told any more what has moved: it is seen late, or never");
+                *helper = None;
+                lock(&self.outstanding).clear();
+                None
+            }
+        }
     }
 }
 
@@ -179,9 +252,10 @@ pub fn help() -> io::Result<()> {
     };
     let answers = Arc::clone(&link);
     let queues = Queues::start(move |number, ino, what| {
-        // What it says is of no use here: what was not cached is dropped, too.
-        let _ = tell(&device, ino, what);
-        answers.send(&Dropped { number }, None).is_ok()
+        // Not every error is one: what was not cached is dropped, too.
+        let told = tell(&device, ino, what);
+        let unknown = matches!(told, Err(Errno::INVAL | Errno::NOSYS));
+        answers.send(&Dropped { number, unknown }, None).is_ok()
     })?;
     while let Some((Order::Drop { number, ino, what }, _)) = link.receive()? {
         if !queues.add(number, ino, what) {
@@ -273,7 +347,8 @@ fn notification(ino: u64, what: What) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use tokio::sync::oneshot;
 
     use super::*;
 
@@ -307,6 +382,100 @@ mod tests {
         assert!(queues.add(2, 2, What::Told));
         assert_eq!(next(), (2, What::Told));
         drop(release);
+    }
+
+    /// Orders for helpers that the test plays: the other end of the first one's link and of those
+    /// that follow.
+    fn orders() -> (
+        tokio::sync::mpsc::UnboundedSender<Invalidate>,
+        mpsc::Receiver<Link>,
+    ) {
+        let (requests, received) = tokio::sync::mpsc::unbounded_channel();
+        let (started, helpers) = mpsc::channel();
+        let start = move || {
+            let (link, theirs) = Link::pair()?;
+            set_socket_timeout(&theirs, Timeout::Recv, Some(PATIENCE))?;
+            let _ = started.send(Link::from(theirs));
+            Ok(link)
+        };
+        Orders::carry_out(received, start, Duration::ZERO).unwrap();
+        (requests, helpers)
+    }
+
+    fn next_order(helper: &Link) -> (u64, u64, What) {
+        match helper.receive().unwrap() {
+            Some((Order::Drop { number, ino, what }, _)) => (number, ino, what),
+            _ => panic!("no order"),
+        }
+    }
+
+    fn order(ino: u64, what: What) -> (Invalidate, oneshot::Receiver<()>) {
+        let (done, dropped) = oneshot::channel();
+        let done = Some(done);
+        (Invalidate { ino, what, done }, dropped)
+    }
+
+    #[test]
+    fn what_a_helper_that_is_killed_had_under_way_is_done_by_the_next_one() {
+        let (requests, helpers) = orders();
+        let helper = helpers.recv_timeout(PATIENCE).unwrap();
+        let mut waiting = Vec::new();
+        for ino in [7, 8, 9] {
+            let (request, dropped) = order(ino, What::Told);
+            requests.send(request).ok().unwrap();
+            waiting.push(dropped);
+        }
+        let (number, ino, _) = next_order(&helper);
+        assert_eq!(ino, 7);
+        let unknown = false;
+        helper.send(&Dropped { number, unknown }, None).unwrap();
+        waiting.remove(0).blocking_recv().unwrap();
+        // One is read and one is not.
+        assert_eq!(next_order(&helper).1, 8);
+        drop(helper);
+        let helper = helpers.recv_timeout(PATIENCE).unwrap();
+        let (first, second) = (next_order(&helper), next_order(&helper));
+        assert_eq!([first.1, second.1], [8, 9]);
+        for dropped in &mut waiting {
+            assert!(dropped.try_recv().is_err(), "nobody has done it");
+        }
+        for (number, ..) in [first, second] {
+            helper.send(&Dropped { number, unknown }, None).unwrap();
+        }
+        for dropped in waiting {
+            dropped.blocking_recv().unwrap();
+        }
+    }
+
+    #[test]
+    fn whoever_waits_goes_on_when_no_helper_lives() {
+        let (requests, helpers) = orders();
+        let (request, dropped) = order(7, What::Told);
+        requests.send(request).ok().unwrap();
+        // Each of them ends at once.
+        assert!(helpers.iter().take(MOST_USELESS as usize + 1).count() > 1);
+        assert!(dropped.blocking_recv().is_err());
+        let (request, dropped) = order(8, What::Told);
+        requests.send(request).ok().unwrap();
+        assert!(dropped.blocking_recv().is_err());
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_drop_inodes_is_not_asked_again() {
+        let (requests, helpers) = orders();
+        let helper = helpers.recv_timeout(PATIENCE).unwrap();
+        let (request, dropped) = order(7, What::Inode);
+        requests.send(request).ok().unwrap();
+        let (number, ..) = next_order(&helper);
+        let unknown = true;
+        helper.send(&Dropped { number, unknown }, None).unwrap();
+        dropped.blocking_recv().unwrap();
+        let (prune, dropped) = order(8, What::Inode);
+        requests.send(prune).ok().unwrap();
+        assert!(dropped.blocking_recv().is_err());
+        let (told, _dropped) = order(9, What::Told);
+        requests.send(told).ok().unwrap();
+        assert_eq!(next_order(&helper).1, 9);
     }
 
     #[test]

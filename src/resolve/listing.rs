@@ -24,7 +24,7 @@ use super::probe::is_probe;
 use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, lock, remember_absence};
 use crate::error::{Error, Result};
 use crate::manifest::State;
-use crate::reference::{BundleId, HostId, Namespace, Slug, Version, VersionRef};
+use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Published, Source};
 
@@ -34,7 +34,8 @@ pub const LISTING_TTL: Duration = Duration::from_secs(60);
 /// Most bundles of a namespace whose versions are listed: each costs a request.
 pub const MOST_LISTED: usize = 256;
 
-/// Most bundles whose lists of versions are kept in memory.
+/// Most bundles whose lists of versions are kept in memory, and most namespaces whose listings are
+/// where nobody is asked.
 const MOST_KEPT: usize = 4096;
 
 /// What a namespace holds: bundles and their listed versions, oldest first.
@@ -42,6 +43,8 @@ const MOST_KEPT: usize = 4096;
 pub struct Listing {
     /// Every bundle with the versions that may be listed: published, or cached.
     pub bundles: BTreeMap<Slug, Vec<Version>>,
+    /// Those of the bundles whose bare name is known to stand for nothing.
+    pub unnamed: BTreeSet<Slug>,
     /// Whether a source said that these are all bundles.
     pub complete: bool,
 }
@@ -85,7 +88,7 @@ pub(super) struct Listed {
     namespaces: Mutex<HashMap<Namespace, Remembered>>,
     flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
     /// What is listed without asking, and until when it is not looked up again.
-    unasked: Mutex<HashMap<Namespace, (Arc<Listing>, Instant)>>,
+    unasked: Mutex<LruCache<Namespace, (Arc<Listing>, Instant)>>,
     absent: Mutex<HashMap<Namespace, Instant>>,
     versions: Mutex<VersionLists>,
     /// The namespaces, and until when they count.
@@ -98,7 +101,7 @@ impl Default for Listed {
         Self {
             namespaces: Mutex::default(),
             flights: SingleFlight::default(),
-            unasked: Mutex::default(),
+            unasked: Mutex::new(LruCache::unbounded()),
             absent: Mutex::default(),
             versions: Mutex::new(LruCache::unbounded()),
             root: Mutex::default(),
@@ -200,7 +203,7 @@ impl Resolver {
             return Some(self.list_unasked(namespace, LISTING_TTL, listing));
         }
         if self.is_offline() {
-            let listing = || self.cached_listing(namespace);
+            let listing = || self.with_unnamed(namespace, self.cached_listing(namespace));
             return Some(self.list_unasked(namespace, ABSENCE_TTL, listing));
         }
         self.fresh_listing(namespace, true)
@@ -223,8 +226,8 @@ impl Resolver {
         let listing = same_or_new(before.as_ref(), look());
         let now = Instant::now();
         let mut unasked = lock(&self.listed.unasked);
-        unasked.retain(|_, (_, until)| *until > now);
-        unasked.insert(namespace.clone(), (Arc::clone(&listing), now + life));
+        unasked.put(namespace.clone(), (Arc::clone(&listing), now + life));
+        keep_at_most(&mut unasked, MOST_KEPT);
         listing
     }
 
@@ -268,7 +271,10 @@ impl Resolver {
             landed.map_err(|lost| Error::Internal(lost.to_string()))?
         };
         match deadline.run(namespace, flight).await {
-            Err(Error::Timeout { .. }) => Ok(Arc::new(self.known_listing(namespace))),
+            Err(Error::Timeout { .. }) => {
+                let known = self.known_listing(namespace);
+                Ok(Arc::new(self.with_unnamed(namespace, known)))
+            }
             answer => answer,
         }
     }
@@ -353,6 +359,7 @@ impl Resolver {
         } else {
             ABSENCE_TTL
         };
+        let listing = self.with_unnamed(namespace, listing);
         let now = Instant::now();
         let mut namespaces = lock(&self.listed.namespaces);
         let old = namespaces.get(namespace);
@@ -507,8 +514,37 @@ impl Resolver {
         }
         Listing {
             bundles,
-            complete: false,
+            ..Listing::default()
         }
+    }
+
+    /// The listing, with those of its bundles that have no bare name. Any version that is listed can be
+    /// the newest. Where none is, the bare name counts until a source has listed versions that are
+    /// all yanked, or nobody can be asked; that a lookup found nothing a moment ago does not count,
+    /// since it is forgotten in a moment.
+    fn with_unnamed(&self, namespace: &Namespace, mut listing: Listing) -> Listing {
+        let stands_for_nothing = |slug: &Slug| {
+            let bundle = BundleId {
+                namespace: namespace.clone(),
+                slug: slug.clone(),
+            };
+            if self.is_offline() {
+                return !matches!(self.peek(&bundle, &Selector::Latest), Some(Ok(_)));
+            }
+            let versions = lock(&self.listed.versions);
+            let last = versions.peek(&bundle).map(|(rows, _)| rows);
+            let yanked = |rows: &Arc<Vec<Published>>| {
+                !rows.is_empty() && rows.iter().all(|row| row.state == State::Yanked)
+            };
+            last.is_some_and(yanked)
+        };
+        let without = listing.bundles.iter().filter(|(_, list)| list.is_empty());
+        listing.unnamed = without
+            .map(|(slug, _)| slug)
+            .filter(|slug| stands_for_nothing(slug))
+            .cloned()
+            .collect();
+        listing
     }
 
     /// The namespaces that the root lists, if that is known and fresh.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Listing, Resolution, describe};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::reference::{BundleId, BundleRef, Namespace, Selector, Version, VersionRef};
+use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, Version, VersionRef};
 
 /// What a lockfile allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +104,16 @@ impl Locked {
         for versions in listing.bundles.values_mut() {
             versions.sort();
         }
+        // A lockfile may have the versions without the bare name.
+        let bundles = listing.bundles.keys().cloned();
+        let is_unnamed = |slug: &Slug| {
+            let bundle = BundleId {
+                namespace: namespace.clone(),
+                slug: slug.clone(),
+            };
+            !self.refs.contains_key(&(bundle, Selector::Latest))
+        };
+        listing.unnamed = bundles.filter(is_unnamed).collect();
         listing
     }
 }

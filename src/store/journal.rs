@@ -11,15 +11,19 @@
 //!
 //! One JSON line a fact, appended with a single `write(2)`, so that several processes can share a
 //! file; each reads what the others appended before it adds a fact of its own. A line that cannot be
-//! read is skipped. When most lines are repeats the file is written anew on opening, while the others
-//! wait: nobody appends to a file that is being replaced.
+//! read is skipped. When most lines are repeats the file is written anew on opening, by a process that
+//! has it alone: nobody appends to a file that is being replaced. Nor does anybody wait for that, since
+//! whoever replaces the file may be stopped in the middle, and those who ask here serve the kernel: what
+//! cannot be written at once is believed at once and written later.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -31,6 +35,14 @@ const MAX_LINE: u64 = 16 * 1024;
 
 /// Most names that are remembered.
 pub const MOST_NAMES: usize = 65_536;
+
+/// How often the lock of a file is tried that another process has alone, which it has for some
+/// milliseconds.
+const TRIES_TO_SHARE: usize = 3;
+
+/// How often, a millisecond apart, the file is tried to be had alone. Others have it while they append
+/// a line.
+const TRIES_TO_HAVE: usize = 500;
 
 /// One fact. Keys are opaque to the journal: `host/ns/slug@version` and `ns[/slug@selector]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +101,28 @@ impl Known {
         }
     }
 
+    /// Takes back a fact that was learnt as news.
+    fn unlearn(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Table { version, .. } => {
+                self.tables.remove(version);
+            }
+            Fact::Salt { version, .. } => {
+                self.salts.remove(version);
+            }
+            Fact::Name { name } => {
+                self.names.remove(name);
+            }
+            Fact::Removal { version, removed } => {
+                if *removed {
+                    self.removed.remove(version);
+                } else {
+                    self.removed.insert(version.clone());
+                }
+            }
+        }
+    }
+
     fn facts(&self) -> impl Iterator<Item = Fact> {
         let tables = self.tables.iter().map(|(version, &table)| Fact::Table {
             version: version.clone(),
@@ -117,6 +151,18 @@ struct Inner {
     path: PathBuf,
     /// How much of the file has been read.
     read_to: u64,
+    /// What is believed and has not been written, oldest first.
+    unwritten: Vec<Fact>,
+    /// How many facts of others have been read.
+    of_others: u64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.unwritten.is_empty() {
+            self.look();
+        }
+    }
 }
 
 /// The journal of one registry, shared by all mounts of one user.
@@ -130,6 +176,8 @@ impl Journal {
             file: None,
             path: PathBuf::new(),
             read_to: 0,
+            unwritten: Vec::new(),
+            of_others: 0,
         }))
     }
 
@@ -144,9 +192,8 @@ impl Journal {
                 let inner = journal.0.get_mut().unwrap_or_else(PoisonError::into_inner);
                 inner.file = Some(file);
                 inner.path = path.to_owned();
-                let lines = inner.catch_up();
-                if lines > 2 * inner.known.facts().count() + 1000 {
-                    inner.hold(File::lock);
+                let lines = inner.catch_up(None);
+                if lines > 2 * inner.known.facts().count() + 1000 && inner.hold_alone() {
                     if let Err(error) = inner.rewrite() {
                         warn!(path = %path.display(), %error, "cannot compact the journal");
                     }
@@ -241,39 +288,90 @@ impl Journal {
         self.lock().known.removed.contains(version)
     }
 
-    /// All names that inode numbers were given to.
+    /// All names that inode numbers were given to, by any process so far.
     pub fn names(&self) -> Vec<String> {
-        self.lock().known.names.iter().cloned().collect()
+        let mut inner = self.lock();
+        inner.look();
+        inner.known.names.iter().cloned().collect()
     }
 
-    /// All versions whose tables are known.
+    /// All versions whose tables are known, to any process so far.
     pub fn versions(&self) -> Vec<String> {
-        self.lock().known.tables.keys().cloned().collect()
+        let mut inner = self.lock();
+        inner.look();
+        inner.known.tables.keys().cloned().collect()
+    }
+
+    /// How many facts other processes have added so far: as long as it stays the same, there is
+    /// nothing in [`Journal::names`] and [`Journal::versions`] that this process has not added.
+    pub fn of_others(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.look();
+        inner.of_others
     }
 }
 
 impl Inner {
-    /// Appends `fact` if it is news, also to what other processes have appended meanwhile.
+    /// Appends `fact` if it is news, also to what other processes have appended meanwhile. If another
+    /// process has the file alone it is appended later.
     fn add(&mut self, fact: Fact) {
-        self.hold(File::lock_shared);
-        self.append(fact);
-        self.release();
+        if self.hold_shared() {
+            self.write_rest();
+            self.append(fact);
+            self.release();
+        } else if self.known.is_news(&fact) {
+            self.known.learn(fact.clone());
+            self.unwritten.push(fact);
+        }
     }
 
-    /// Locks the file that is there now: another process may just have replaced the one that is open.
-    /// A file that cannot be locked is used without.
-    fn hold(&mut self, lock: impl Fn(&File) -> io::Result<()>) {
-        loop {
-            let Some(file) = &self.file else { return };
-            let locked = lock(file).is_ok();
-            if !file.metadata().is_ok_and(|meta| meta.nlink() == 0) {
-                return;
+    /// Reads what other processes have appended, and appends what could not be before.
+    fn look(&mut self) {
+        if self.hold_shared() {
+            self.write_rest();
+            self.release();
+        }
+    }
+
+    fn hold_shared(&mut self) -> bool {
+        self.hold(File::try_lock_shared, TRIES_TO_SHARE, thread::yield_now)
+    }
+
+    /// Not for whoever must not wait.
+    fn hold_alone(&mut self) -> bool {
+        let wait = || thread::sleep(Duration::from_millis(1));
+        self.hold(File::try_lock, TRIES_TO_HAVE, wait)
+    }
+
+    /// Locks the file that is there now, as another process may just have replaced the one that is
+    /// open; `false` if somebody else has it. A file that cannot be locked is used without.
+    fn hold(
+        &mut self,
+        lock: impl Fn(&File) -> Result<(), TryLockError>,
+        tries: usize,
+        wait: impl Fn(),
+    ) -> bool {
+        for _ in 0..tries {
+            let Some(file) = &self.file else { return true };
+            let locked = lock(file);
+            if file.metadata().is_ok_and(|meta| meta.nlink() == 0) {
+                self.reopen();
+            } else if matches!(locked, Err(TryLockError::WouldBlock)) {
+                wait();
+            } else {
+                return true;
             }
-            self.file = Journal::open_file(&self.path).ok();
-            self.read_to = 0;
-            if !locked {
-                return;
-            }
+        }
+        false
+    }
+
+    /// Opens the file that has replaced the one that is open.
+    fn reopen(&mut self) {
+        self.file = Journal::open_file(&self.path).ok();
+        self.read_to = 0;
+        if self.file.is_some() {
+            // What has been removed and is back is not in a file without repeats.
+            self.known.removed.clear();
         }
     }
 
@@ -284,8 +382,21 @@ impl Inner {
         }
     }
 
+    /// Reads what is new in the file, then appends what was believed without it: of two tables of a
+    /// version the one in the file is first.
+    fn write_rest(&mut self) {
+        let rest = std::mem::take(&mut self.unwritten);
+        for fact in rest.iter().rev() {
+            self.known.unlearn(fact);
+        }
+        self.catch_up(None);
+        for fact in rest {
+            self.append(fact);
+        }
+    }
+
     fn append(&mut self, fact: Fact) {
-        self.catch_up();
+        self.catch_up(None);
         if !self.known.is_news(&fact) {
             return;
         }
@@ -301,17 +412,19 @@ impl Inner {
                 self.file = None;
             }
             // Of two processes that add a table at once, the one whose line comes first is first.
-            self.catch_up();
+            self.catch_up(Some(&fact));
         }
         self.known.learn(fact);
     }
 
-    /// Reads what was appended since the last time; returns the number of lines.
-    fn catch_up(&mut self) -> usize {
+    /// Reads what was appended since the last time, by others but for `own`; returns the number of
+    /// lines.
+    fn catch_up(&mut self, own: Option<&Fact>) -> usize {
         let Self {
             known,
             file,
             read_to,
+            of_others,
             ..
         } = self;
         let Some(file) = file else { return 0 };
@@ -332,6 +445,7 @@ impl Inner {
                     *read_to += length as u64;
                     lines += 1;
                     if let Ok(fact) = serde_json::from_slice(&line) {
+                        *of_others += u64::from(known.is_news(&fact) && own != Some(&fact));
                         known.learn(fact);
                     }
                 }
@@ -343,17 +457,18 @@ impl Inner {
 
     /// Replaces the file, which nobody else holds, by one without repeats.
     fn rewrite(&mut self) -> io::Result<()> {
-        self.catch_up();
+        self.catch_up(None);
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
         for fact in self.known.facts() {
             serde_json::to_writer(&mut temporary, &fact)?;
             temporary.write_all(b"\n")?;
         }
+        // Others append to it from the moment that it is there.
+        let length = temporary.as_file().metadata()?.len();
         temporary.persist(&self.path).map_err(|error| error.error)?;
-        let file = Journal::open_file(&self.path)?;
-        self.read_to = file.metadata()?.len();
-        self.file = Some(file);
+        self.file = Some(Journal::open_file(&self.path)?);
+        self.read_to = length;
         Ok(())
     }
 }

@@ -101,3 +101,115 @@ fn a_version_that_was_removed_stays_so_until_it_is_back() {
     assert!(journal.remember_removal("v", false));
     assert!(!Journal::open(&path).is_removed("v"));
 }
+
+#[test]
+fn what_another_process_adds_after_the_opening_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host.jsonl");
+    let successor = Journal::open(&path);
+    let of_others = successor.of_others();
+    let predecessor = Journal::open(&path);
+    predecessor.remember_name("acme/kit@latest");
+    predecessor.remember_table("v", table("v")).unwrap();
+    assert_eq!(successor.names(), ["acme/kit@latest"]);
+    assert_eq!(successor.versions(), ["v"]);
+    assert_eq!(successor.of_others(), of_others + 2);
+    // What it adds itself is nothing new to it.
+    successor.remember_name("acme");
+    assert_eq!(successor.of_others(), of_others + 2);
+    assert_eq!(predecessor.of_others(), 1);
+}
+
+/// Does something on another thread that must not have to wait for anybody.
+fn unhindered<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = std::sync::mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    result.recv_timeout(Duration::from_secs(60)).unwrap()
+}
+
+#[test]
+fn a_process_that_is_stopped_while_it_has_the_journal_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host.jsonl");
+    let journal = Arc::new(Journal::open(&path));
+    assert!(journal.remember_removal("gone", true));
+    let stopped = File::open(&path).unwrap();
+    stopped.lock().unwrap();
+    let asked = Arc::clone(&journal);
+    unhindered(move || {
+        assert!(asked.remember_name("acme"));
+        assert_eq!(asked.remember_table("v", table("mine")), Ok(()));
+        assert_eq!(
+            asked.remember_table("v", table("other")),
+            Err(table("mine"))
+        );
+        assert_eq!(asked.remember_table("w", table("w")), Ok(()));
+        asked.remember_salt("v", 3);
+        assert!(asked.remember_removal("gone", false));
+        assert_eq!(
+            (asked.names(), asked.salt("v")),
+            (vec!["acme".to_owned()], 3)
+        );
+    });
+    // It was about to write this.
+    let line = format!(
+        "{{\"table\":{{\"version\":\"v\",\"table\":\"{}\"}}}}\n",
+        table("first")
+    );
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(line.as_bytes()).unwrap();
+    drop(stopped);
+    assert_eq!(
+        journal.remember_table("v", table("mine")),
+        Err(table("first"))
+    );
+    // The rest is written, although nothing else is remembered.
+    drop(journal);
+    let after = Journal::open(&path);
+    assert_eq!(
+        (after.names(), after.salt("v")),
+        (vec!["acme".to_owned()], 3)
+    );
+    assert_eq!(after.remember_table("w", table("late")), Err(table("w")));
+    assert!(!after.is_removed("gone"));
+}
+
+#[test]
+fn a_journal_that_somebody_uses_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host.jsonl");
+    let repeats = "{\"name\":{\"name\":\"acme\"}}\n".repeat(2_000);
+    std::fs::write(&path, &repeats).unwrap();
+    let appending = File::open(&path).unwrap();
+    appending.lock_shared().unwrap();
+    assert_eq!(
+        unhindered({
+            let path = path.clone();
+            move || Journal::open(&path).names()
+        }),
+        ["acme"]
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), repeats);
+    drop(appending);
+    drop(Journal::open(&path));
+    assert!(std::fs::metadata(&path).unwrap().len() < repeats.len() as u64);
+}
+
+#[test]
+fn a_removal_that_was_taken_back_stays_so_when_the_journal_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host.jsonl");
+    let (one, other) = (Journal::open(&path), Journal::open(&path));
+    assert!(one.remember_removal("v", true));
+    assert!(one.remember_removal("still", true));
+    assert_eq!(other.of_others(), 2);
+    assert!(other.is_removed("v"));
+    assert!(one.remember_removal("v", false));
+    let repeats = "{\"name\":{\"name\":\"acme\"}}\n".repeat(2_000);
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(repeats.as_bytes()).unwrap();
+    drop(Journal::open(&path));
+    // It reads the new file from its beginning.
+    assert_eq!(other.names(), ["acme"]);
+    assert!(!other.is_removed("v") && other.is_removed("still"));
+}

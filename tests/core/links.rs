@@ -209,3 +209,28 @@ async fn an_answer_that_a_later_one_has_overtaken_moves_nothing_back() {
     assert_eq!(target(&process, ino).await, "kit@3.0.0");
     assert!(process.kernel.try_recv().is_err(), "nothing moves again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_former_process_may_have_told_is_dropped_also_of_names_that_nobody_remembers() {
+    let (machine, fake) = (Machine::new(), registry());
+    let mut process = machine.process(&[&fake]);
+    // The journal was full, say: it tells nothing.
+    process.fs.inherit();
+    assert_eq!(process.kernel.try_recv().unwrap().ino, ROOT);
+    let namespace = process.ino("acme").await;
+    let lookup = look_up(&process, namespace, "kit");
+    let Invalidate { ino, what, done } = process.kernel.recv().await.unwrap();
+    assert_eq!(what, What::Told);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!lookup.is_finished());
+    done.unwrap().send(()).unwrap();
+    assert_eq!(lookup.await.unwrap().ino, ino);
+    answer(process.fs.directory(namespace)).await.unwrap();
+    assert_eq!(process.kernel.try_recv().unwrap().ino, namespace);
+    // Once each.
+    assert_eq!(process.ino("acme/kit").await, ino);
+    answer(process.fs.directory(namespace)).await.unwrap();
+    assert!(process.kernel.try_recv().is_err());
+}

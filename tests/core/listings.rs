@@ -330,6 +330,41 @@ async fn a_listing_that_stays_the_same_is_not_made_again_and_one_that_changes_is
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_bundle_without_listed_versions_has_its_bare_name_unless_all_of_them_are_yanked() {
+    let (machine, fake) = (Machine::new(), registry());
+    let process = machine.process(&[&fake]);
+    // A lookup finds nothing, and nobody can say which versions there are.
+    fake.set_rule(|call| match call {
+        "versions acme/kit" => Some(Fault::Fail(unreachable())),
+        "resolve acme/kit@latest" => Some(Fault::Fail(Error::not_found("kit"))),
+        _ => None,
+    });
+    assert!(process.find("acme/kit").await.unwrap().is_none());
+    let ino = process.ino("acme").await;
+    let listed = async || {
+        let mut names = list_in_pages(&process, ino).await;
+        names.retain(|name| !name.starts_with('.'));
+        names.sort();
+        names
+    };
+    assert_eq!(listed().await, ["kit", "other", "other@0.1.0"]);
+    fake.heal();
+    for id in ["acme/kit@1.0.0", "acme/kit@2.0.0"] {
+        fake.set_state(id, State::Yanked);
+    }
+    advance(LISTING_TTL).await;
+    assert_eq!(listed().await, ["other", "other@0.1.0"]);
+    // What was said last counts while nobody can say.
+    fake.break_calls("", Fault::Fail(unreachable()));
+    advance(2 * LISTING_TTL).await;
+    assert_eq!(listed().await, ["other", "other@0.1.0"]);
+    fake.heal();
+    fake.set_state("acme/kit@1.0.0", State::Published);
+    advance(LISTING_TTL).await;
+    assert_eq!(listed().await, ["kit", "kit@1.0.0", "other", "other@0.1.0"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bundle_with_a_dot_in_its_name_is_found_without_a_catalogue() {
     let (machine, fake) = (Machine::new(), Fake::new("registry"));
     for id in ["acme/next.js@1.0.0", "acme/v1.2@1.0.0"] {

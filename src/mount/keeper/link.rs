@@ -122,7 +122,7 @@ impl Link {
         if rustix::net::sockopt::socket_type(stdin)? != SocketType::SEQPACKET {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(Self(stdin.try_clone_to_owned()?))
+        Ok(Self::from(stdin.try_clone_to_owned()?))
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
@@ -180,6 +180,13 @@ impl Link {
             _ => None,
         });
         Ok(Some((serde_json::from_slice(&bytes[..length])?, fd)))
+    }
+}
+
+/// An end of [`Link::pair`].
+impl From<OwnedFd> for Link {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 }
 
