@@ -98,17 +98,19 @@ impl OciSource {
                     .await?;
                 let packed = arriving.into_bytes();
                 let _unpacking = inner.arrivals.unpack();
-                let read = tokio::task::spawn_blocking(move || Archive::read(packed)).await;
-                let archive = read
+                let reader = Arc::clone(&inner);
+                let read = move || {
+                    let archives = &reader.archives;
+                    archives.get_or_read(digest, || Archive::read(packed))
+                };
+                tokio::task::spawn_blocking(read)
+                    .await
                     .map_err(|error| Error::Internal(format!("an archive was lost: {error}")))?
                     .map_err(|reason| Error::Malformed {
                         what,
                         origin: name,
                         reason,
-                    })?;
-                let archive = Arc::new(archive);
-                inner.archives.keep(digest, Arc::clone(&archive));
-                Ok(archive)
+                    })
             }
         };
         let flight = async {
