@@ -185,7 +185,7 @@ pub struct Store {
     /// Versions whose peculiarities (yanked, refused paths, contradictions) have been logged.
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
-    ahead: Mutex<HashMap<VersionRef, readahead::Progress>>,
+    ahead: Mutex<readahead::Ahead>,
     observer: OnceLock<Arc<dyn Observer>>,
 }
 
