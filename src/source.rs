@@ -148,6 +148,12 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
+    /// Whether bytes of something large that it was asked for are coming at the moment. Then whoever
+    /// did not get an answer in time met a slow way, not a source that is down.
+    fn is_sending(&self) -> bool {
+        false
+    }
+
     /// Whether [`Source::pull`] is worth a try for a version; whoever has it and is better asked file
     /// by file says no. Who does not have it says yes, and leaves it to the next.
     fn pulls(&self, manifest: &Manifest) -> bool {

@@ -16,7 +16,7 @@ mod kept;
 pub mod locks;
 mod readahead;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -185,7 +185,7 @@ pub struct Store {
     /// Versions whose peculiarities (yanked, refused paths, contradictions) have been logged.
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
-    ahead: Mutex<HashMap<VersionRef, readahead::Progress>>,
+    ahead: Mutex<readahead::Ahead>,
     observer: OnceLock<Arc<dyn Observer>>,
 }
 

@@ -9,9 +9,10 @@
 //! While it is open everybody gets the last outage's error at once, so that readers of names and
 //! files that other sources have, or the cache, do not wait for a dead one. A refusal (404, 401,
 //! malformed) is an answer: the source is up. A passed deadline is an outage, whoever set it: a
-//! source that is too slow for its callers is as good as down. Of a source that is not trusted
-//! ([`Guarded::strict`]), wrong bytes and answers without sense are outages too. Each change of state
-//! is logged once.
+//! source that is too slow for its callers is as good as down, unless something large is just coming
+//! from it ([`Source::is_sending`]). Of a source that is not trusted ([`Guarded::strict`]), wrong
+//! bytes and answers without sense are outages too, and nothing excuses that it is late. Each change
+//! of state is logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,6 +157,7 @@ impl Guarded {
     fn outage(&self, error: &Error) -> Option<Error> {
         match error {
             Error::Unreachable { .. } => Some(error.clone()),
+            Error::Timeout { .. } if !self.strict && self.source.is_sending() => None,
             // The others' own time has not passed: for them it is unreachable.
             Error::Timeout { .. } => Some(self.unreachable(error)),
             Error::WrongBytes { .. } | Error::Malformed { .. } if self.strict => {
@@ -230,6 +232,10 @@ impl Source for Guarded {
 
     fn tells_namespaces(&self) -> bool {
         self.source.tells_namespaces()
+    }
+
+    fn is_sending(&self) -> bool {
+        self.source.is_sending()
     }
 
     fn pulls(&self, manifest: &Manifest) -> bool {

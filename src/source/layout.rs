@@ -299,18 +299,14 @@ impl Shared {
     }
 
     fn archive(&self, digest: Digest, size: u64, what: &str) -> Result<Arc<Archive>> {
-        if let Some(archive) = self.archives.get(digest) {
-            return Ok(archive);
-        }
-        let limit = size.min(MAX_PACKED);
-        let packed = self
-            .layout
-            .whole(digest, size, limit, "an archive")
-            .map_err(|error| self.missing(error, what))?;
-        let archive = Archive::read(packed).map_err(|reason| self.malformed(what, reason))?;
-        let archive = Arc::new(archive);
-        self.archives.keep(digest, Arc::clone(&archive));
-        Ok(archive)
+        self.archives.get_or_read(digest, || {
+            let limit = size.min(MAX_PACKED);
+            let packed = self
+                .layout
+                .whole(digest, size, limit, "an archive")
+                .map_err(|error| self.missing(error, what))?;
+            Archive::read(packed).map_err(|reason| self.malformed(what, reason))
+        })
     }
 
     fn document(

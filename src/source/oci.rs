@@ -14,6 +14,7 @@
 //! What the `oci-client` crate does not offer is said in [`auth`].
 
 pub mod archive;
+mod arrivals;
 pub mod auth;
 mod beside;
 pub mod challenge;
@@ -49,6 +50,7 @@ use crate::manifest::{Document, Entry, Info, Layer, Manifest};
 use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use archive::{Archive, Archives};
+use arrivals::Arrivals;
 use client::RegistryClient;
 use listing::{Catalog, Tags};
 use model::{BundleConfig, DESCRIPTION, ImageManifest, MAX_MANIFEST};
@@ -91,6 +93,7 @@ struct Inner {
     tags: Mutex<LruCache<BundleId, (Instant, Arc<Tags>)>>,
     catalog: Mutex<Option<(Instant, Arc<Catalog>)>>,
     archives: Archives,
+    arrivals: Arrivals,
     /// The archives of the manifests that were seen in this session; most have none.
     packed: Mutex<LruCache<Digest, Packed>>,
 }
@@ -158,6 +161,7 @@ impl OciSource {
                 tags: Mutex::new(LruCache::new(TAGS)),
                 catalog: Mutex::default(),
                 archives: Archives::default(),
+                arrivals: Arrivals::default(),
                 packed: Mutex::new(LruCache::new(TAGS)),
             }),
             tag_flights: SingleFlight::default(),
@@ -470,6 +474,10 @@ impl Source for OciSource {
 
     fn tells_namespaces(&self) -> bool {
         false
+    }
+
+    fn is_sending(&self) -> bool {
+        self.inner.arrivals.go_on()
     }
 
     fn pulls(&self, _: &Manifest) -> bool {

@@ -4,7 +4,9 @@
 //! table first, within a window: at most the configured bytes fetched or under way but not yet read,
 //! and [`MOST_IN_FLIGHT`] requests at a time. The window is refilled by reading on, and while somebody
 //! waits for a file also by whatever else arrives: readers who wait cannot read on, and the way to
-//! the registry would be empty until their file comes. It stays as it is when the readers stop. Where
+//! the registry would be empty until their file comes. It stays as it is when the readers stop. When
+//! it is full of what nobody came for, each file that somebody has to wait for lets the oldest of it
+//! go: it stays in the cache, and makes room for what is near to where the readers are now. Where
 //! most of a small version is missing and a source can send all of it in one answer (`:pull`), that
 //! is asked for once instead, by one of all processes; readers who come meanwhile wait for it.
 
@@ -12,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::iter::Peekable;
 use std::sync::Arc;
 
+use lru::LruCache;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -33,8 +36,16 @@ const MOST_PULLED: (u64, u32) = (4 << 20, 8192);
 /// Most neighbours that one read looks at: each costs a stat(2) at most once.
 const MOST_LOOKED_AT: u32 = 512;
 
-/// Most versions whose progress is remembered; beyond that all of it is forgotten.
+/// Most versions whose progress is remembered, besides those for which something is under way; beyond
+/// that the ones are forgotten that nobody has read for the longest time.
 const MOST_VERSIONS: usize = 1024;
+
+/// A file that was fetched ahead, or is under way.
+struct Unread {
+    size: u64,
+    /// Whether it is there, and as which one since the first.
+    arrived: Option<u64>,
+}
 
 /// How far the readers of one version are.
 #[derive(Default)]
@@ -44,7 +55,10 @@ pub(super) struct Progress {
     /// Files that were considered: fetched, under way or found in the cache.
     seen: HashSet<u32>,
     /// Bytes of files fetched ahead, or under way, that nobody has read yet.
-    unread: HashMap<u32, u64>,
+    unread: HashMap<u32, Unread>,
+    arrivals: u64,
+    /// Whether the window had no room for the next file when it was last filled.
+    is_full: bool,
     in_flight: usize,
     /// The files that readers are waiting for, once for each.
     waited_for: Vec<u32>,
@@ -59,11 +73,69 @@ impl Progress {
         self.cold.len() >= 2
     }
 
+    /// Whether forgetting it would lose track of something.
+    fn is_busy(&self) -> bool {
+        let is_pulling =
+            |pull: &watch::Receiver<bool>| !*pull.borrow() && pull.has_changed().is_ok();
+        self.in_flight > 0
+            || !self.waited_for.is_empty()
+            || self.pull.as_ref().is_some_and(is_pulling)
+    }
+
+    /// A file that was fetched ahead is there.
+    fn arrived(&mut self, file: u32) {
+        self.arrivals += 1;
+        if let Some(unread) = self.unread.get_mut(&file) {
+            unread.arrived = Some(self.arrivals);
+        }
+    }
+
+    /// Makes room in a full window, at the cost of the file that has waited longest for its reader.
+    fn let_oldest_go(&mut self) {
+        let there = self.unread.iter();
+        let there = there.filter_map(|(&file, unread)| Some((unread.arrived?, file)));
+        if let Some((_, oldest)) = there.min() {
+            self.unread.remove(&oldest);
+        }
+    }
+
     /// One of the files that somebody waits for, another one each time.
     fn next_waited_for(&mut self) -> Option<u32> {
         let next = self.turn.checked_rem(self.waited_for.len())?;
         self.turn = next + 1;
         self.waited_for.get(next).copied()
+    }
+}
+
+/// How far the readers of all versions are.
+pub(super) struct Ahead(LruCache<VersionRef, Progress>);
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self(LruCache::unbounded())
+    }
+}
+
+impl Ahead {
+    fn get(&self, version: &VersionRef) -> Option<&Progress> {
+        self.0.peek(version)
+    }
+
+    fn get_mut(&mut self, version: &VersionRef) -> Option<&mut Progress> {
+        self.0.get_mut(version)
+    }
+
+    /// That of `version`, in the place of idle ones if there are `limit`.
+    fn entry(&mut self, version: &VersionRef, limit: usize) -> &mut Progress {
+        while self.0.len() >= limit && !self.0.contains(version) {
+            let mut oldest_first = self.0.iter().rev();
+            let idle = oldest_first.find(|(_, progress)| !progress.is_busy());
+            let Some(idle) = idle.map(|(version, _)| version.clone()) else {
+                break;
+            };
+            self.0.pop(&idle);
+        }
+        self.0.get_or_insert_mut_ref(version, Progress::default)
     }
 }
 
@@ -100,12 +172,12 @@ impl Store {
         }
         {
             let mut ahead = lock(&self.ahead);
-            if ahead.len() >= MOST_VERSIONS && !ahead.contains_key(loaded.manifest.id()) {
-                ahead.clear();
-            }
-            let progress = ahead.entry(loaded.manifest.id().clone()).or_default();
+            let progress = ahead.entry(loaded.manifest.id(), MOST_VERSIONS);
             if !progress.unread.contains_key(&index) {
                 progress.cold.insert(index);
+            }
+            if progress.is_full {
+                progress.let_oldest_go();
             }
             progress.seen.insert(index);
             progress.waited_for.push(index);
@@ -252,8 +324,9 @@ impl Store {
         let Some(progress) = ahead.get_mut(loaded.manifest.id()) else {
             return taken;
         };
-        let unread = progress.unread.values().sum();
+        let unread = progress.unread.values().map(|unread| unread.size).sum();
         let mut room = self.policy.readahead.saturating_sub(unread);
+        progress.is_full = false;
         while progress.in_flight < MOST_IN_FLIGHT
             && let Some(&file) = neighbours.peek()
         {
@@ -264,11 +337,13 @@ impl Store {
                 && !progress.seen.contains(&file)
             {
                 if size > room {
+                    progress.is_full = true;
                     break;
                 }
                 room -= size;
                 progress.seen.insert(file);
-                progress.unread.insert(file, size);
+                let arrived = None;
+                progress.unread.insert(file, Unread { size, arrived });
                 progress.in_flight += 1;
                 taken.push(file);
             }
@@ -289,6 +364,7 @@ impl Store {
             match answer {
                 Ok(()) => {
                     self.metrics.count(Counter::ReadAhead);
+                    progress.arrived(file);
                     progress.next_waited_for()
                 }
                 Err(error) => {
@@ -358,4 +434,39 @@ impl Store {
 fn pull_lock(loaded: &Loaded) -> Digest {
     let what = format!("pull {}", journal_key(&loaded.host, loaded.manifest.id()));
     Digest::of(what.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_that_nobody_reads_any_more_are_forgotten_and_none_that_is_busy() {
+        let versions: Vec<VersionRef> = (0..6)
+            .map(|n| format!("acme/kit@1.0.{n}").parse().unwrap())
+            .collect();
+        let mut ahead = Ahead::default();
+        ahead.entry(&versions[0], 4).in_flight = 1;
+        ahead.entry(&versions[1], 4).waited_for.push(7);
+        ahead.entry(&versions[2], 4);
+        ahead.entry(&versions[3], 4);
+        ahead.get_mut(&versions[2]).unwrap();
+        ahead.entry(&versions[4], 4);
+        let there = |ahead: &Ahead| {
+            let there = versions.iter().map(|version| ahead.get(version).is_some());
+            there.collect::<Vec<_>>()
+        };
+        assert_eq!(there(&ahead), [true, true, true, false, true, false]);
+        ahead.get_mut(&versions[2]).unwrap().in_flight = 1;
+        ahead.get_mut(&versions[4]).unwrap().in_flight = 1;
+        ahead.entry(&versions[5], 4);
+        assert_eq!(there(&ahead), [true, true, true, false, true, true]);
+        for version in &versions {
+            if let Some(progress) = ahead.get_mut(version) {
+                *progress = Progress::default();
+            }
+        }
+        ahead.entry(&versions[3], 4);
+        assert_eq!(there(&ahead), [false, false, true, true, true, true]);
+    }
 }

@@ -89,6 +89,30 @@ async fn the_nearest_are_fetched_first_and_no_more_than_the_window() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_left_behind_gives_way_to_the_neighbours_of_what_is_waited_for() {
+    let (machine, fake) = (Machine::new(), registry(100));
+    let process = machine.process_under(&[&fake], window(450));
+    read(&process, &[20, 30]).await;
+    assert_eq!(fake.count("blob"), 2 + 4);
+    // The reader is elsewhere now: one file for each that is waited for.
+    let since = |count: usize| {
+        let mut since = fetched(&fake).split_off(count);
+        since.sort();
+        since
+    };
+    read(&process, &[60]).await;
+    assert_eq!(since(6), ["060", "061"]);
+    read(&process, &[70, 80]).await;
+    assert_eq!(since(8), ["070", "071", "080", "081"]);
+    // It goes on from there as before, and waits for nothing.
+    for n in 81..85 {
+        let before = fake.count("blob");
+        read(&process, &[n]).await;
+        assert_eq!(since(before), [format!("{:03}", n + 1)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_most_sixty_four_requests_are_under_way() {
     let (machine, fake) = (Machine::new(), registry(200));
     let process = machine.process(&[&fake]);

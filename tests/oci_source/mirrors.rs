@@ -2,13 +2,14 @@
 
 use super::fake::Guard;
 use super::fault_server::{FaultServer, Reply};
-use musherfs::credentials::docker::LoginChain;
+use musherfs::credentials::docker::{LoginChain, LoginFiles};
 use musherfs::reference::Selector;
 use musherfs::source::Source;
 use musherfs::source::api::{ApiSettings, ApiSource};
-use musherfs::source::breaker::Guarded;
+use musherfs::source::breaker::{BreakerState, Guarded};
 use musherfs::source::http::{HttpClient, HttpSettings};
-use musherfs::source::oci::{Artifacts, Beside, OciSettings, OciSource};
+use musherfs::source::oci::{Artifacts, Beside, Named, NamedSettings, OciSettings, OciSource};
+use serde_json::json;
 
 use super::*;
 
@@ -276,30 +277,35 @@ async fn a_cache_in_front_of_an_api_is_asked_first_and_without_the_key() {
     );
 }
 
+/// `origin` as it is asked beside an API, and its breaker.
+fn guarded(origin: &FakeRegistry) -> (Arc<OciSource>, Arc<Guarded>) {
+    let settings = OciSettings {
+        endpoint: origin.host().parse().unwrap(),
+        logins: LoginChain::default(),
+        http: HttpClient::new(&HttpSettings::default()).unwrap(),
+    };
+    let oci = Arc::new(OciSource::new(settings).unwrap());
+    let guard = Arc::new(Guarded::new(Arc::clone(&oci) as Arc<dyn Source>));
+    (oci, guard)
+}
+
+fn names(api: &FaultServer) -> Arc<ApiSource> {
+    let settings = ApiSettings {
+        base: api.url().parse().unwrap(),
+        keys: KeyChain::default(),
+        http: HttpClient::new(&HttpSettings::default()).unwrap(),
+    };
+    Arc::new(ApiSource::new(settings).unwrap())
+}
+
 #[tokio::test]
 async fn an_oci_registry_that_hangs_takes_none_of_the_apis_answers_with_it() {
     let (origin, _) = pair();
     origin.script("/v2/", Reply::hang());
     let digest = musherfs::digest::Digest::of(b"x").to_string();
     let api = api(None, &digest, false);
-    let http = HttpClient::new(&HttpSettings::default()).unwrap();
-    let oci = Arc::new(
-        OciSource::new(OciSettings {
-            endpoint: origin.host().parse().unwrap(),
-            logins: LoginChain::default(),
-            http: http.clone(),
-        })
-        .unwrap(),
-    );
-    let guard = Arc::new(Guarded::new(Arc::clone(&oci) as Arc<dyn Source>));
-    let names = Arc::new(
-        ApiSource::new(ApiSettings {
-            base: api.url().parse().unwrap(),
-            keys: KeyChain::default(),
-            http,
-        })
-        .unwrap(),
-    );
+    let (oci, guard) = guarded(&origin);
+    let names = names(&api);
     let both = Beside::new(names, Artifacts::In { oci, guard });
     let bundle = "acme/kit".parse().unwrap();
     for _ in 0..20 {
@@ -309,4 +315,79 @@ async fn an_oci_registry_that_hangs_takes_none_of_the_apis_answers_with_it() {
     }
     // It was noticed, and is asked again only now and then.
     assert!(origin.requests().len() < 10, "{}", origin.requests().len());
+}
+
+#[tokio::test]
+async fn an_artifact_that_takes_long_to_come_closes_its_registry_for_nobody() {
+    let (origin, _) = pair();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5000);
+    tar.append_data(&mut header, "skills/a.md", &[b'a'; 5000][..])
+        .unwrap();
+    let tar = tar.into_inner().unwrap();
+    let kind = "application/vnd.oci.image.layer.v1.tar";
+    let mut layer = origin.layer("skills", &tar, kind);
+    layer["annotations"]["io.deis.oras.content.unpack"] = json!("true");
+    let artifact = origin.artifact(&[layer]);
+    let digest = origin.manifest("acme/kit", "2.0.0", &artifact);
+    // Longer than one answer may wait for it.
+    let slow = Reply::bytes(kind, tar.clone()).trickle(512, Duration::from_millis(300));
+    let archive = musherfs::digest::Digest::of(&tar).to_string();
+    origin.script(&archive, slow);
+
+    let api = api(None, &digest, false);
+    let (oci, guard) = guarded(&origin);
+    let artifacts = Artifacts::In {
+        oci,
+        guard: Arc::clone(&guard),
+    };
+    let both = Beside::new(names(&api), artifacts);
+    let bundle = "acme/kit".parse().unwrap();
+    let resolve = || {
+        let deadline = Deadline::after(Duration::from_secs(6));
+        both.resolve(&bundle, &Selector::Latest, deadline)
+    };
+    assert!(resolve().await.unwrap().layers.is_none());
+    assert_eq!(guard.state(), BreakerState::Closed);
+    // It went on coming, once.
+    let mut layers = None;
+    for _ in 0..10 {
+        layers = layers.or(resolve().await.unwrap().layers);
+    }
+    assert_eq!(layers.unwrap()[0].path, "skills/a.md");
+    assert_eq!(origin.count(&archive), 1);
+}
+
+#[tokio::test]
+async fn one_bundle_that_is_broken_closes_its_registry_for_nobody() {
+    let (origin, _) = pair();
+    let digest = origin.publish("acme/kit", "1.0.0", FILES);
+    let name = format!("{}/acme/kit:1.0.0", origin.host());
+
+    let lost = musherfs::digest::Digest::of(FILES[0].1);
+    origin.script(&format!("/blobs/{lost}"), Reply::status(404));
+    let listed = api(Some(&name), &digest, true);
+    let machine = Machine::new();
+    let client = machine.client(&origin.host(), |overrides| {
+        overrides.oci_registry_url = None;
+        overrides.api_url = Some(listed.url().parse().unwrap());
+    });
+    read(&client, "acme/kit", "a").await.unwrap_err();
+    assert_eq!(read(&client, "acme/kit", "b").await.unwrap(), FILES[1].1);
+
+    origin.script("/blobs/", Reply::status(404));
+    let unlisted = api(Some(&name), &digest, false);
+    let named = Arc::new(Named::new(NamedSettings {
+        api: unlisted.url().parse().unwrap(),
+        keys: KeyChain::default(),
+        files: LoginFiles::default(),
+        http: HttpClient::new(&HttpSettings::default()).unwrap(),
+    }));
+    let both = Beside::new(names(&unlisted), Artifacts::Named(Arc::clone(&named)));
+    let deadline = Deadline::after(Duration::from_secs(20));
+    let bundle = "acme/kit".parse().unwrap();
+    let document = both.resolve(&bundle, &Selector::Latest, deadline).await;
+    assert!(document.unwrap().layers.is_none());
+    assert_eq!(named.guarded()[0].state(), BreakerState::Closed);
 }

@@ -145,7 +145,9 @@ impl DockerRegistry {
     pub fn has(&self, repository: &str, digest: &str) -> bool {
         let repositories = self.dir.path().join("data/docker/registry/v2/repositories");
         let link = format!("{repository}/_layers/sha256/{digest}/link");
-        repositories.join(link).is_file()
+        // It is made empty, and written then.
+        let written = std::fs::read_to_string(repositories.join(link));
+        written.is_ok_and(|written| written == format!("sha256:{digest}"))
     }
 
     /// A GET of `path` by curl: body.

@@ -65,7 +65,7 @@ impl Archive {
 
     fn read_within(packed: Vec<u8>, limit: u64) -> Result<Self, String> {
         let broken = |error: std::io::Error| format!("a damaged archive: {error}");
-        let bytes = if packed.starts_with(b"\x1f\x8b") {
+        let mut bytes = if packed.starts_with(b"\x1f\x8b") {
             let mut bytes = Vec::new();
             let mut decoder = MultiGzDecoder::new(&*packed).take(limit + 1);
             decoder.read_to_end(&mut bytes).map_err(broken)?;
@@ -76,6 +76,8 @@ impl Archive {
         if bytes.len() as u64 > limit {
             return Err(format!("an archive of more than {limit} bytes"));
         }
+        // It grew by doubling, and is kept for long.
+        bytes.shrink_to_fit();
         // The last entry of a path counts, as for tar.
         let mut files: HashMap<String, (Digest, Range<usize>)> = HashMap::new();
         let mut archive = tar::Archive::new(&*bytes);
@@ -146,14 +148,18 @@ impl Archive {
     pub fn memory(&self) -> usize {
         let rows = size_of::<PackedFile>() + 2 * size_of::<(Digest, usize)>();
         let paths: usize = self.files.iter().map(|file| file.path.len()).sum();
-        self.bytes.len() + self.files.len() * rows + paths
+        self.bytes.capacity() + self.files.len() * rows + paths
     }
 }
 
 /// Archives that were read, the last used ones: as many as [`MAX_KEPT`] holds, and always the last,
-/// so that those of one version are never unpacked once a file.
+/// so that those of one version are never unpacked once a file. One is read at a time: each may take
+/// all of a core, and as much memory as those that are kept.
 #[derive(Debug)]
-pub struct Archives(Mutex<Kept>);
+pub struct Archives {
+    kept: Mutex<Kept>,
+    reading: Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -163,17 +169,21 @@ struct Kept {
 
 impl Default for Archives {
     fn default() -> Self {
-        Self(Mutex::new(Kept {
+        let kept = Kept {
             archives: LruCache::unbounded(),
             memory: 0,
-        }))
+        };
+        Self {
+            kept: Mutex::new(kept),
+            reading: Mutex::new(()),
+        }
     }
 }
 
 impl Archives {
     /// Consistent after every statement but for the sum, which may only be too large then.
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The archive with this digest.
@@ -188,9 +198,28 @@ impl Archives {
         archive.is_some_and(|archive| archive.has(content))
     }
 
-    /// Keeps an archive, in the place of others if need be.
-    pub fn keep(&self, digest: Digest, archive: Arc<Archive>) {
-        self.keep_within(digest, archive, MAX_KEPT);
+    /// The archive with this digest, which is read and kept if it is not there, in the place of
+    /// others if need be. Blocks as long as that takes, also for others that are being read.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read`.
+    pub fn get_or_read<E>(
+        &self,
+        digest: Digest,
+        read: impl FnOnce() -> Result<Archive, E>,
+    ) -> Result<Arc<Archive>, E> {
+        if let Some(archive) = self.get(digest) {
+            return Ok(archive);
+        }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever read before may have read this one.
+        if let Some(archive) = self.get(digest) {
+            return Ok(archive);
+        }
+        let archive = Arc::new(read()?);
+        self.keep_within(digest, Arc::clone(&archive), MAX_KEPT);
+        Ok(archive)
     }
 
     fn keep_within(&self, digest: Digest, archive: Arc<Archive>, limit: usize) {
@@ -228,6 +257,8 @@ fn path_of(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -322,6 +353,47 @@ mod tests {
         assert!(kept.has(names[5], Digest::of(b"x")) && !kept.has(names[5], Digest::of(b"y")));
         kept.keep_within(names[1], archive(&vec![b'x'; 2 * limit]), limit);
         assert_eq!(there(), [false, true, false, false, false, false]);
+    }
+
+    #[test]
+    fn what_is_kept_takes_no_more_memory_than_its_content() {
+        let mut builder = tar::Builder::new(Vec::new());
+        entry(&mut builder, EntryType::Regular, "a", &[b'a'; 70_000]);
+        let tar = builder.into_inner().unwrap();
+        let mut roomy = Vec::with_capacity(2 * tar.len());
+        roomy.extend_from_slice(&tar);
+        for packed in [gzip(&tar), roomy] {
+            let archive = Archive::read(packed).unwrap();
+            assert!(archive.bytes.capacity() < tar.len() + tar.len() / 10);
+        }
+    }
+
+    #[test]
+    fn however_many_want_an_archive_one_reads_it_and_one_is_read_at_a_time() {
+        let archives = Archives::default();
+        let (under_way, reads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let start = Barrier::new(16);
+        std::thread::scope(|scope| {
+            for n in 0..16_u8 {
+                let (archives, start) = (&archives, &start);
+                let (under_way, reads) = (&under_way, &reads);
+                scope.spawn(move || {
+                    start.wait();
+                    let read = || {
+                        reads.fetch_add(1, Ordering::SeqCst);
+                        assert_eq!(under_way.fetch_add(1, Ordering::SeqCst), 0);
+                        // Time for the others to come.
+                        for _ in 0..100 {
+                            std::thread::yield_now();
+                        }
+                        under_way.fetch_sub(1, Ordering::SeqCst);
+                        Archive::read(tar::Builder::new(Vec::new()).into_inner().unwrap())
+                    };
+                    archives.get_or_read(Digest::of(&[n % 4]), read).unwrap();
+                });
+            }
+        });
+        assert_eq!(reads.into_inner(), 4);
     }
 
     #[test]

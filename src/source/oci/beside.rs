@@ -19,6 +19,11 @@ pub trait Content: Send + Sync + 'static {
     /// See [`Source::name`].
     fn name(&self) -> &str;
 
+    /// See [`Source::is_sending`].
+    fn is_sending(&self) -> bool {
+        false
+    }
+
     /// Whether it may have the files of a version.
     fn has(&self, manifest: &Manifest) -> bool {
         let _ = manifest;
@@ -39,6 +44,10 @@ pub trait Content: Send + Sync + 'static {
 impl Content for Guarded {
     fn name(&self) -> &str {
         Source::name(self)
+    }
+
+    fn is_sending(&self) -> bool {
+        Source::is_sending(self)
     }
 
     async fn content(
@@ -81,6 +90,10 @@ impl Source for ContentOnly {
 
     fn tells_namespaces(&self) -> bool {
         false
+    }
+
+    fn is_sending(&self) -> bool {
+        self.0.is_sending()
     }
 
     fn pulls(&self, manifest: &Manifest) -> bool {

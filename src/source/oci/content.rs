@@ -5,15 +5,20 @@
 //! put the list of files into the cache.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::archive::Archive;
 use super::model::MAX_BLOB;
 use super::reference::Repository;
-use super::{OciSource, PATIENCE, lock};
+use super::{OciSource, lock};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Entry, Manifest};
 use crate::source::{Deadline, Sink};
+
+/// How long an archive may take, whatever the deadlines of those who wait for it are: the largest
+/// at 2 Mbit/s. One that stops coming ends sooner.
+const ARCHIVE_PATIENCE: Duration = Duration::from_secs(300);
 
 impl OciSource {
     /// Writes the content of `file` into `sink`, from `repository`.
@@ -79,7 +84,7 @@ impl OciSource {
             let (inner, repository) = (Arc::clone(&self.inner), repository.clone());
             let (what, name) = (what.to_owned(), self.name.clone());
             async move {
-                let mut packed = Vec::new();
+                let mut arriving = inner.arrivals.collect();
                 inner
                     .client
                     .blob(
@@ -87,21 +92,25 @@ impl OciSource {
                         digest,
                         size,
                         &what,
-                        &mut packed,
-                        Deadline::after(PATIENCE),
+                        &mut arriving,
+                        Deadline::after(ARCHIVE_PATIENCE),
                     )
                     .await?;
-                let read = tokio::task::spawn_blocking(move || Archive::read(packed)).await;
-                let archive = read
+                let packed = arriving.into_bytes();
+                let _unpacking = inner.arrivals.unpack();
+                let reader = Arc::clone(&inner);
+                let read = move || {
+                    let archives = &reader.archives;
+                    archives.get_or_read(digest, || Archive::read(packed))
+                };
+                tokio::task::spawn_blocking(read)
+                    .await
                     .map_err(|error| Error::Internal(format!("an archive was lost: {error}")))?
                     .map_err(|reason| Error::Malformed {
                         what,
                         origin: name,
                         reason,
-                    })?;
-                let archive = Arc::new(archive);
-                inner.archives.keep(digest, Arc::clone(&archive));
-                Ok(archive)
+                    })
             }
         };
         let flight = async {
