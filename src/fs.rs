@@ -19,7 +19,7 @@ mod xattr;
 
 pub use explain::{Explanation, Kind as ExplainedKind};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
