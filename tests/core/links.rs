@@ -219,7 +219,8 @@ async fn what_a_former_process_may_have_told_is_dropped_also_of_names_that_nobod
     assert_eq!(process.kernel.try_recv().unwrap().ino, ROOT);
     let namespace = process.ino("acme").await;
     let lookup = look_up(&process, namespace, "kit");
-    let Invalidate { ino, what, done } = process.kernel.recv().await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(1), process.kernel.recv()).await;
+    let Invalidate { ino, what, done } = told.unwrap().unwrap();
     assert_eq!(what, What::Told);
     for _ in 0..100 {
         tokio::task::yield_now().await;
