@@ -106,8 +106,8 @@ pub(super) struct Args {
     content_timeout: Option<Duration>,
 
     /// Keep the cache below this size, such as 2GiB: what was least recently read goes first, and
-    /// what is pinned stays; 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
-    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    /// what is pinned stays; at least 1MiB, 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = value::cache_size)]
     cache_max_size: Option<u64>,
 
     /// Show only what this lockfile names, as `musherfs lock` writes it [env: MUSHERFS_LOCKED]
@@ -216,6 +216,14 @@ impl Plan {
             metrics: None,
             context: Context::load(overrides, None)?,
         })
+    }
+
+    /// Refuses a mount that could only fail its readers, while somebody is there to be told.
+    fn check(&self) -> Result<(), Failure> {
+        if self.demo {
+            return Ok(());
+        }
+        self.context.check()
     }
 
     /// Starts the log that fits the role.
@@ -372,8 +380,15 @@ pub(super) fn run(plan: Plan) -> Result<(), Failure> {
 /// Plays the plan's part.
 fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
     match plan.role {
-        Role::Starter => start(&plan, again),
+        Role::Starter => {
+            plan.check()?;
+            start(&plan, again)
+        }
         Role::Foreground => {
+            // What has been kept goes on with whatever there is, as after a daemon that died.
+            if ServiceManager::from_env().is_none_or(|manager| manager.kept.is_empty()) {
+                plan.check()?;
+            }
             let supervisor = service_manager(&plan)?;
             serve(plan, supervisor)
         }
