@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{ChildStderr, ChildStdout, Stdio};
 use std::time::SystemTime;
 
@@ -12,6 +13,7 @@ use crate::{Reader, World, text, wait_until};
 
 /// `musherfs events`, once it listens.
 struct Listener {
+    home: PathBuf,
     process: Reader,
     said: BufReader<ChildStderr>,
     lines: BufReader<ChildStdout>,
@@ -26,6 +28,7 @@ impl Listener {
             .spawn()
             .unwrap();
         let mut listener = Self {
+            home: world.path(""),
             said: BufReader::new(process.stderr.take().unwrap()),
             lines: BufReader::new(process.stdout.take().unwrap()),
             process: Reader(process),
@@ -37,8 +40,11 @@ impl Listener {
     fn waits_in(&mut self, dir: &str) {
         let mut line = String::new();
         self.said.read_line(&mut line).unwrap();
-        assert!(line.contains("waiting"), "{line}");
-        assert!(line.trim().ends_with(&format!("/{dir}")), "{line}");
+        let place = format!(
+            "waiting for names to move in {}",
+            self.home.join(dir).display()
+        );
+        assert!(line.contains(&place), "{line}");
     }
 
     fn event(&mut self) -> Value {
