@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use super::logging::{self, Log, Target, Verbosity};
+use super::output;
 use super::shared::{Context, SourceArgs, given, runtime};
 use crate::care::keeper::Keeper;
 use crate::config::service::ServiceManager;
@@ -316,6 +317,9 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
         Some((last, others)) if last == DAEMON_MARK[1] => (others, Role::Daemon),
         _ => (arguments, Role::Starter),
     };
+    if helper::asks_for_help(arguments) {
+        return Some(output::line(helper::USAGE));
+    }
     let call = helper::parse_mount_helper(arguments)?;
     let wrong = |failure: Failure| Failure {
         code: MOUNT8.0,
