@@ -282,7 +282,7 @@ impl Overrides {
             "readahead" => self.readahead = Some(value::size(required()?)?),
             "metadata_timeout" => self.metadata_timeout = Some(value::timeout(required()?)?),
             "content_timeout" => self.content_timeout = Some(value::timeout(required()?)?),
-            "cache_max_size" => self.cache_max_size = Some(value::size(required()?)?),
+            "cache_max_size" => self.cache_max_size = Some(value::cache_size(required()?)?),
             "locked" => self.locked = Some(required()?.into()),
             "threads" => self.threads = Some(value::threads(required()?)?),
             _ => return Ok(false),
@@ -399,7 +399,12 @@ impl Config {
                 value::timeout,
                 || DEFAULT_CONTENT_TIMEOUT,
             )?,
-            cache_max_size: from.pick(&CACHE_MAX_SIZE, flags.cache_max_size, value::size, || 0)?,
+            cache_max_size: from.pick(
+                &CACHE_MAX_SIZE,
+                flags.cache_max_size,
+                value::cache_size,
+                || 0,
+            )?,
             locked: from.path(&LOCKED, flags.locked)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);

@@ -213,6 +213,21 @@ impl KeyChain {
             .collect()
     }
 
+    /// Whether what the user asked for can be used: the file of `--api-key-file`, unless a key was
+    /// given otherwise. Waits for no secret service.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn check_named(&self) -> Result<()> {
+        if self.given.is_none() {
+            for file in self.files.iter().filter(|file| file.is_named()) {
+                file.read()?;
+            }
+        }
+        Ok(())
+    }
+
     fn find(&self) -> Result<Option<(ApiKey, KeyOrigin)>> {
         if let Some(given) = &self.given {
             return Ok(Some(given.clone()));
@@ -387,6 +402,7 @@ mod tests {
         assert!(problem().contains("empty"), "{}", problem());
         store(&explicit, "key\n", 0o644);
         assert!(problem().contains("chmod 600"), "{}", problem());
+        assert!(chain.check_named().is_err());
         store(&explicit, "key\n", 0o600);
         assert_eq!(found(&chain).as_deref(), Some("key"));
     }

@@ -158,6 +158,17 @@ impl Finding {
         )
     }
 
+    /// What the daemon of a mount says of one of its sources: it may have another key than whoever
+    /// asks.
+    pub fn notice(dir: &Path, source: &str, notice: &str) -> Self {
+        Self::warn(
+            "daemon",
+            format!("the mount on {}: {source}: {notice}", dir.display()),
+            "put a good key where the mount looks for it (its --api-key-file, or where `musher login` \
+             does), or mount again with one",
+        )
+    }
+
     /// A setting that cannot be used at all, so that hardly anything else can be looked at.
     pub fn bad_setting(message: impl Into<String>) -> Self {
         let remedy = "correct it; until then every command fails with this";

@@ -172,7 +172,8 @@ impl Error {
                 "check that the URL is a Musher registry and not a login page or a proxy"
             }
             Self::Timeout { .. } => {
-                "the source is slow or stuck; try again, or raise --metadata-timeout or --content-timeout"
+                "the source is slow or stuck; try again, or give it longer with MUSHERFS_METADATA_TIMEOUT or \
+                 MUSHERFS_CONTENT_TIMEOUT, which are options of `musherfs mount` too"
             }
             Self::Unreachable { .. } => {
                 "check the network, the proxy settings and the registry's URL"
@@ -202,6 +203,9 @@ fn disk_hint(kind: io::ErrorKind) -> &'static str {
         Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
             "there is no room: free some, or name another place"
         }
+        Kind::AlreadyExists => "it exists already: remove it, or name another place",
+        Kind::AddrInUse => "somebody listens there already: name another port, or end whoever does",
+        Kind::AddrNotAvailable => "this machine does not have that address: name one of its own",
         Kind::NotADirectory | Kind::IsADirectory => {
             "a file stands where a directory should be, or the other way round"
         }
@@ -222,9 +226,19 @@ mod tests {
             (io::ErrorKind::StorageFull, "no room"),
             (io::ErrorKind::ReadOnlyFilesystem, "read-only"),
             (io::ErrorKind::NotADirectory, "directory"),
+            (io::ErrorKind::AlreadyExists, "exists already"),
+            (io::ErrorKind::AddrInUse, "another port"),
             (io::ErrorKind::Other, "disk"),
         ] {
             assert!(hint(kind).contains(part), "{kind}");
         }
+    }
+
+    #[test]
+    fn the_hint_about_time_names_what_every_command_understands() {
+        let what = String::new();
+        let hint = Error::Timeout { what }.hint().unwrap();
+        assert!(hint.contains("MUSHERFS_METADATA_TIMEOUT"), "{hint}");
+        assert!(!hint.contains("--"), "{hint}");
     }
 }

@@ -154,6 +154,11 @@ impl Resolver {
         Some(locked.resolve(bundle, selector))
     }
 
+    /// Whether there is a lockfile, and nothing else exists.
+    pub fn is_locked(&self) -> bool {
+        self.locked.get().is_some()
+    }
+
     /// From now on only these names exist, and they do not move; once.
     pub fn lock_to(&self, locked: Arc<Locked>) {
         let _ = self.locked.set(locked);
@@ -249,6 +254,9 @@ impl Resolver {
         bundle: &BundleId,
         selector: &Selector,
     ) -> Option<(Version, Duration)> {
+        if let Some(answer) = self.locked_now(bundle, selector) {
+            return answer.ok().map(|found| (found.version, found.remaining));
+        }
         let key = (bundle.clone(), selector.clone());
         if let Some(state) = lock(&self.refs).get(&key) {
             let remaining = state.expires.saturating_duration_since(Instant::now());

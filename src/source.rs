@@ -142,6 +142,11 @@ pub trait Source: Send + Sync + 'static {
     /// Who this is, for logs and error messages: a kind and a URL without credentials.
     fn name(&self) -> &str;
 
+    /// What its users should know of it although it answers, such as a key that it does not take.
+    fn notice(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether [`Source::bundles`] is sure of which namespaces exist. Of one that is not, nobody
     /// needs to ask it when only that is the question.
     fn tells_namespaces(&self) -> bool {

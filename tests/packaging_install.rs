@@ -564,6 +564,15 @@ fn help_is_no_program_to_install() {
         let text = String::from_utf8(unknown.stderr).unwrap();
         assert!(text.contains("--help"), "{text}");
     }
+    for (path, part) in [("/nope", "does not exist"), ("/etc", "is not a program")] {
+        let install = Command::new(repository().join("scripts/install"))
+            .arg(path)
+            .output()
+            .unwrap();
+        assert_eq!(install.status.code(), Some(1));
+        let text = String::from_utf8(install.stderr).unwrap();
+        assert!(text.contains(&format!("{path} {part}")), "{text}");
+    }
 }
 
 #[test]

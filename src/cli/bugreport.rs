@@ -8,7 +8,7 @@ use super::mount::DEFAULT_MOUNTPOINT;
 use super::output;
 use super::shared::{Context, SourceArgs, runtime};
 use crate::doctor::bugreport::{self, Redactor};
-use crate::doctor::{self};
+use crate::doctor::{self, Finding};
 use crate::error::Error;
 use crate::mount::control::client;
 
@@ -35,23 +35,34 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let context = args.source.context()?;
+    // Settings that cannot be used are a reason for a report, not against one.
+    let (context, problem) = match args.source.context() {
+        Ok(context) => (context, None),
+        Err(failure) => (Context::without_settings()?, Some(failure)),
+    };
     let path = args.output.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
         format!("musherfs-bugreport-{now}.tar.gz").into()
     });
     let dir = std::path::absolute(&args.mountpoint)
         .map_err(|error| Error::io(&args.mountpoint, error))?;
-    let keys = context.key_chain()?;
     // A key that cannot be read cannot be told either.
-    let key = keys.lookup().ok().flatten();
+    let keys = context.key_chain().ok();
+    let key = keys.and_then(|keys| keys.lookup().ok().flatten());
     let redactor = Redactor::new(key.map(|key| key.expose().to_owned()));
-    let findings = super::doctor::examine(&context, dir, doctor::PATIENCE)?;
+    let mut findings: Vec<Finding> = problem
+        .iter()
+        .map(|failure| Finding::bad_setting(failure.message.clone()))
+        .collect();
+    match super::doctor::examine(&context, dir, doctor::PATIENCE) {
+        Ok(found) => findings.extend(found),
+        Err(failure) => findings.push(Finding::bad_setting(failure.message)),
+    }
     let files = [
         ("version.txt", version()),
         ("doctor.json", json(&findings)),
         ("status.json", status(&context)?),
-        ("config.txt", settings(&context)),
+        ("config.txt", settings(&context, problem.as_ref())),
         ("mountinfo.txt", mounts()),
         ("system.txt", bugreport::system()),
         (
@@ -60,6 +71,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         ),
     ];
     bugreport::write(&path, &redactor, &files)?;
+    if let Some(failure) = &problem {
+        tracing::warn!(
+            "the settings cannot be used, which is in the report: {}",
+            failure.message
+        );
+    }
     output::line(&path.display().to_string())
 }
 
@@ -85,8 +102,11 @@ fn status(context: &Context) -> Result<String, Failure> {
     })
 }
 
-fn settings(context: &Context) -> String {
+fn settings(context: &Context, problem: Option<&Failure>) -> String {
     let mut text = String::new();
+    if let Some(failure) = problem {
+        let _ = writeln!(text, "cannot be used: {}", failure.message);
+    }
     for (name, value, origin) in context.config.explain() {
         let _ = writeln!(text, "{name} = {value} ({origin})");
     }

@@ -148,6 +148,13 @@ impl Daemons {
                 .filter(|status| status.version != env!("CARGO_PKG_VERSION"))
                 .map(|status| Finding::other_version(&status.mountpoint, &status.version)),
         );
+        for status in &self.0.mounts {
+            let told = status.sources.iter().filter_map(|source| {
+                let notice = source.notice.as_deref()?;
+                Some(Finding::notice(&status.mountpoint, &source.name, notice))
+            });
+            findings.extend(told);
+        }
         findings
     }
 }

@@ -1,17 +1,17 @@
 //! `musherfs events`: the moves of names, as they are noticed.
 
-use tokio::sync::mpsc;
-
 use super::failure::{Exit, Failure};
 use super::output;
 use super::shared::runtime;
 use crate::error::Error;
-use crate::mount::control::{client, events};
+use crate::mount::control::{events, follow::Follower};
 use crate::paths::Directories;
 
 /// Print a line of JSON whenever a name moves to another version
 ///
-/// Of all names that somebody has opened in the running mounts. Ends when the last mount does.
+/// Of all names that somebody has opened in the running mounts, those that are made later included.
+/// A daemon that is replaced, by an upgrade or after a crash, is a short pause; what moves meanwhile
+/// is not told. Ends when the last mount does.
 /// The same moves are written to files, which programs can watch with inotify: --folder says where.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,34 +34,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return output::line(&folder.display().to_string());
     }
     runtime()?.block_on(async {
-        let sockets = client::sockets(&directories.runtime)
-            .map_err(|error| Error::io(&directories.runtime, error))?;
-        let (sender, mut lines) = mpsc::channel(16);
-        for socket in sockets {
-            if let Ok(mut events) = socket.events().await {
-                let sender = sender.clone();
-                tokio::spawn(async move {
-                    while let Ok(Some(line)) = events.next_line().await {
-                        if sender.send(line).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        }
-        drop(sender);
-        let mut seen = false;
-        tracing::info!("waiting for names to move");
-        while let Some(line) = lines.recv().await {
-            seen = true;
+        let failed = |error| Error::io(&directories.runtime, error);
+        let mut follower = Follower::start(&directories.runtime)
+            .await
+            .map_err(failed)?
+            .ok_or_else(|| {
+                Failure::text(Exit::General, "there is no running mount")
+                    .with_hint(Some("`musherfs status` lists the mounts"))
+            })?;
+        while let Some(line) = follower.next_line().await.map_err(failed)? {
             output::line(&line)?;
         }
-        if seen {
-            return Ok(());
-        }
-        Err(
-            Failure::text(Exit::General, "there is no running mount any more")
-                .with_hint(Some("`musherfs status` lists the mounts")),
-        )
+        tracing::info!("the last mount is gone");
+        Ok(())
     })
 }

@@ -11,7 +11,8 @@ use crate::paths::Directories;
 
 /// Change how much the running mounts log
 ///
-/// Lasts until the mount ends. Where the log is: `journalctl -t musherfs`, or
+/// Lasts until the daemon ends: another one that goes on with its mount, after an upgrade or a crash,
+/// logs as the mount was told to when it was made. Where the log is: `journalctl -t musherfs`, or
 /// ~/.local/state/musher/musherfs/musherfs.log where there is neither a journal nor a syslog.
 #[derive(clap::Args)]
 #[command(after_help = "\

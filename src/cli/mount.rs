@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use super::logging::{self, Log, Target, Verbosity};
+use super::output;
 use super::shared::{Context, SourceArgs, given, runtime};
 use crate::care::keeper::Keeper;
 use crate::config::service::ServiceManager;
@@ -106,8 +107,8 @@ pub(super) struct Args {
     content_timeout: Option<Duration>,
 
     /// Keep the cache below this size, such as 2GiB: what was least recently read goes first, and
-    /// what is pinned stays; 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
-    #[arg(long, value_name = "SIZE", value_parser = value::size)]
+    /// what is pinned stays; at least 1MiB, 0 is without a limit [env: MUSHERFS_CACHE_MAX_SIZE] [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = value::cache_size)]
     cache_max_size: Option<u64>,
 
     /// Show only what this lockfile names, as `musherfs lock` writes it [env: MUSHERFS_LOCKED]
@@ -218,6 +219,14 @@ impl Plan {
         })
     }
 
+    /// Refuses a mount that could only fail its readers, while somebody is there to be told.
+    fn check(&self) -> Result<(), Failure> {
+        if self.demo {
+            return Ok(());
+        }
+        self.context.check()
+    }
+
     /// Starts the log that fits the role.
     fn start_log(&self) -> Result<Log, Failure> {
         let target = match self.role {
@@ -308,6 +317,9 @@ pub(super) fn called_by_machine(arguments: &[OsString]) -> Option<Result<(), Fai
         Some((last, others)) if last == DAEMON_MARK[1] => (others, Role::Daemon),
         _ => (arguments, Role::Starter),
     };
+    if helper::asks_for_help(arguments) {
+        return Some(output::line(helper::USAGE));
+    }
     let call = helper::parse_mount_helper(arguments)?;
     let wrong = |failure: Failure| Failure {
         code: MOUNT8.0,
@@ -372,8 +384,15 @@ pub(super) fn run(plan: Plan) -> Result<(), Failure> {
 /// Plays the plan's part.
 fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
     match plan.role {
-        Role::Starter => start(&plan, again),
+        Role::Starter => {
+            plan.check()?;
+            start(&plan, again)
+        }
         Role::Foreground => {
+            // What has been kept goes on with whatever there is, as after a daemon that died.
+            if ServiceManager::from_env().is_none_or(|manager| manager.kept.is_empty()) {
+                plan.check()?;
+            }
             let supervisor = service_manager(&plan)?;
             serve(plan, supervisor)
         }

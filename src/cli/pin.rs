@@ -30,6 +30,10 @@ pub(super) struct PinArgs {
     #[arg(value_name = "REF", required = true)]
     references: Vec<BundleRef>,
 
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     source: SourceArgs,
 }
@@ -46,6 +50,10 @@ pub(super) struct UnpinArgs {
     /// As it was pinned
     #[arg(value_name = "REF", required = true)]
     references: Vec<BundleRef>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -90,6 +98,15 @@ struct Row<'a> {
     refreshed_at: Option<Timestamp>,
 }
 
+/// What `unpin --json` prints of a reference.
+#[derive(Serialize)]
+struct Unpinned {
+    #[serde(rename = "ref")]
+    reference: String,
+    /// Whether it was pinned.
+    unpinned: bool,
+}
+
 impl<'a> From<&'a Pin> for Row<'a> {
     fn from(pin: &'a Pin) -> Self {
         Self {
@@ -112,22 +129,39 @@ pub(super) fn pin(args: &PinArgs) -> Result<(), Failure> {
         let bar = Bar::bytes("loading");
         let answer = runtime.block_on(pins.pin(&client, reference, &bar));
         bar.clear();
-        output::line(&format!("pinned {}", describe(&answer?)))?;
+        let loaded = answer?;
+        if !args.json {
+            output::line(&format!("pinned {}", describe(&loaded)))?;
+        }
     }
-    Ok(())
+    if !args.json {
+        return Ok(());
+    }
+    let (all, host) = (pins.list()?, client.store.host());
+    let is_meant = |pin: &&Pin| pin.registry == *host && args.references.contains(&pin.reference);
+    let rows: Vec<Row<'_>> = all.iter().filter(is_meant).map(Row::from).collect();
+    output::json(&rows)
 }
 
 pub(super) fn unpin(args: &UnpinArgs) -> Result<(), Failure> {
     let context = args.source.context()?;
     let host = client::host_of(&context.config)?;
     let pins = Pins::new(&context.directories.own_state());
-    let mut missing = Vec::new();
+    let (mut missing, mut rows) = (Vec::new(), Vec::new());
     for reference in &args.references {
-        if pins.remove(&host, reference)? {
-            output::line(&format!("unpinned {reference}"))?;
-        } else {
+        let unpinned = pins.remove(&host, reference)?;
+        if !unpinned {
             missing.push(reference.to_string());
+        } else if !args.json {
+            output::line(&format!("unpinned {reference}"))?;
         }
+        rows.push(Unpinned {
+            reference: reference.to_string(),
+            unpinned,
+        });
+    }
+    if args.json {
+        output::json(&rows)?;
     }
     if missing.is_empty() {
         return Ok(());

@@ -169,6 +169,10 @@ struct Yank {
     #[command(flatten)]
     actor: ActorArg,
 
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     root: MaybeRoot,
 }
@@ -185,6 +189,10 @@ struct Unyank {
 
     #[command(flatten)]
     actor: ActorArg,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     root: MaybeRoot,
@@ -334,11 +342,12 @@ fn yank(args: &Yank) -> Result<(), Failure> {
         Place::Directory(root) => existing(root)?,
         Place::Oci(oci) => {
             let why = Some(args.reason.as_str());
-            return yank::change(oci, &args.reference, State::Yanked, why, &args.actor)?.print();
+            return yank::change(oci, &args.reference, State::Yanked, why, &args.actor)?
+                .print(args.json);
         }
     };
     let changed = storage.yank(&args.reference, &args.reason, &args.actor.name)?;
-    yank::print(&args.reference, State::Yanked, changed)
+    yank::print(&args.reference, State::Yanked, changed, None, args.json)
 }
 
 fn unyank(args: &Unyank) -> Result<(), Failure> {
@@ -346,11 +355,11 @@ fn unyank(args: &Unyank) -> Result<(), Failure> {
         Place::Directory(root) => existing(root)?,
         Place::Oci(oci) => {
             let state = State::Published;
-            return yank::change(oci, &args.reference, state, None, &args.actor)?.print();
+            return yank::change(oci, &args.reference, state, None, &args.actor)?.print(args.json);
         }
     };
     let changed = storage.unyank(&args.reference, &args.actor.name)?;
-    yank::print(&args.reference, State::Published, changed)
+    yank::print(&args.reference, State::Published, changed, None, args.json)
 }
 
 fn rows(root: &Root) -> Result<Vec<Row>, Failure> {

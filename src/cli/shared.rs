@@ -1,17 +1,20 @@
 //! What commands that need a registry have in common: the options that say which one, and the
 //! settings that follow from them.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use crate::care::keeper;
 use crate::care::lockfile::Lockfile;
 use crate::client::{self, Client};
-use crate::config::{Config, Overrides, value};
-use crate::credentials::{ApiKey, KeyChain, KeyOrigin, given_key};
+use crate::config::{Config, Origin, Overrides, value};
+use crate::credentials::{ApiKey, KEY_VARIABLE, KeyChain, KeyOrigin, given_key};
 use crate::error::Error;
 use crate::paths::Directories;
+use crate::resolve::Locked;
+use crate::source::layout::LayoutSource;
 
 /// Where bundles come from. Not `Debug`: a key may be among them.
 #[derive(clap::Args)]
@@ -55,8 +58,8 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "KEY", hide_default_value = true)]
     api_key: Option<String>,
 
-    /// Read the API key from this file, which only its owner may be able to read
-    /// [env: MUSHERFS_API_KEY_FILE]
+    /// Read the API key from this file, which only its owner may be able to read. MUSHER_API_KEY wins
+    /// over it [env: MUSHERFS_API_KEY_FILE]
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 
@@ -79,18 +82,15 @@ impl SourceArgs {
     /// Adds these options to `overrides`.
     pub(super) fn apply(&self, overrides: &mut Overrides) -> Result<(), Failure> {
         if let Some(text) = &self.api_url {
-            let url = value::url(text)
-                .map_err(|problem| Failure::usage(format!("--api-url: {problem}")))?;
+            let url = value::url(text).map_err(|problem| wrong("--api-url", &problem))?;
             overrides.api_url = Some(url);
         }
         if let Some(text) = &self.oci {
-            let url =
-                value::oci(text).map_err(|problem| Failure::usage(format!("--oci: {problem}")))?;
+            let url = value::oci(text).map_err(|problem| wrong("--oci", &problem))?;
             overrides.oci_registry_url = Some(url);
         }
         for text in &self.mirrors {
-            let mirror = value::mirror(text)
-                .map_err(|problem| Failure::usage(format!("--mirror: {problem}")))?;
+            let mirror = value::mirror(text).map_err(|problem| wrong("--mirror", &problem))?;
             overrides.mirrors.push(mirror);
         }
         overrides.oci_user = self.oci_user.clone().or(overrides.oci_user.take());
@@ -133,6 +133,21 @@ pub(super) fn given(switch: bool) -> Option<bool> {
     switch.then_some(true)
 }
 
+/// A value that no setting can have, wherever it stands.
+fn wrong(option: &str, problem: &str) -> Failure {
+    Failure::text(Exit::Configuration, format!("{option}: {problem}"))
+}
+
+/// A setting that names a file is wrong when that file is, whatever the reason.
+fn unusable(origin: &Origin, error: Error) -> Failure {
+    let failure = Failure::from(error);
+    Failure {
+        code: Exit::Configuration.into(),
+        message: format!("{origin}: {}", failure.message),
+        ..failure
+    }
+}
+
 /// All that a command needs to know of its surroundings.
 pub(super) struct Context {
     pub(super) directories: Directories,
@@ -149,6 +164,19 @@ impl Context {
             given_key: given_key(api_key)?,
             directories,
             config,
+        })
+    }
+
+    /// What is left when the settings cannot be used: directories and defaults, and nobody is asked.
+    pub(super) fn without_settings() -> Result<Self, Failure> {
+        let offline = Overrides {
+            offline: Some(true),
+            ..Overrides::default()
+        };
+        Ok(Self {
+            directories: Directories::from_env()?,
+            config: Config::without_surroundings(offline)?,
+            given_key: given_key(None).ok().flatten(),
         })
     }
 
@@ -175,18 +203,41 @@ impl Context {
 
     /// The same for a mount, which has a keeper for its cache.
     pub(super) fn unlimited_client(&self) -> Result<Client, Failure> {
-        let locked = match &*self.config.locked {
-            Some(path) => Some(Arc::new(
-                Lockfile::read(path)?.locked(self.config.registry())?,
-            )),
-            None => None,
-        };
+        let locked = self.check_files()?.map(Arc::new);
         Ok(Client::locked(
             &self.config,
             &self.directories,
             self.key_chain()?,
             locked,
         )?)
+    }
+
+    /// Looks whether the files that settings name can be used, and returns what the lockfile says.
+    fn check_files(&self) -> Result<Option<Locked>, Failure> {
+        let config = &self.config;
+        if let Some(path) = client::layout_of(config) {
+            let opened = LayoutSource::open(&path);
+            opened.map_err(|error| unusable(&config.oci_registry_url.origin, error))?;
+        } else if let Some(path) = &*config.ca_file
+            && !*config.offline
+        {
+            let opened = File::open(path).map_err(|error| Error::io(path, error));
+            opened.map_err(|error| unusable(&config.ca_file.origin, error))?;
+        }
+        let Some(path) = &*config.locked else {
+            return Ok(None);
+        };
+        Lockfile::read(path)
+            .and_then(|lockfile| lockfile.locked(config.registry()))
+            .map(Some)
+            .map_err(|error| unusable(&config.locked.origin, error))
+    }
+
+    /// Looks whether all files that the user has named can be used, the key's included.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.check_files()?;
+        let checked = self.key_chain()?.check_named();
+        checked.map_err(|error| unusable(&self.config.api_key_file.origin, error))
     }
 
     /// Where the key of the registry is looked for.
@@ -205,6 +256,12 @@ impl Context {
     pub(super) fn log_warnings(&self) {
         for warning in &self.directories.warnings {
             tracing::warn!("{warning}");
+        }
+        // As in the other Musher tools, the variable comes before all files.
+        if let (Origin::Flag(option), Some((_, KeyOrigin::Environment))) =
+            (&self.config.api_key_file.origin, &self.given_key)
+        {
+            tracing::warn!("{option} is not read: {KEY_VARIABLE} is set, and wins");
         }
     }
 }

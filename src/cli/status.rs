@@ -197,6 +197,9 @@ fn describe(status: &Status) -> String {
         if let Some(error) = &source.error {
             let _ = write!(value, " ({error})");
         }
+        if let Some(notice) = &source.notice {
+            let _ = write!(value, "; {notice}");
+        }
         line("source", value);
     }
     line(

@@ -155,7 +155,8 @@ fn describe(why: &Why, is_inside: bool) -> String {
     line("is", what(why));
     if let (Some(selector), Some(version)) = (&why.selector, &why.version) {
         let fresh = match why.fresh_for_seconds {
-            Some(0) | None => "to be asked again when it is next opened".to_owned(),
+            None => "and stays it".to_owned(),
+            Some(0) => "to be asked again when it is next opened".to_owned(),
             Some(seconds) => format!("asked again in {}", time(seconds)),
         };
         line("leads to", format!("{selector} is {version}, {fresh}"));

@@ -108,7 +108,7 @@ pub(super) fn yank(args: &YankArgs) -> Result<(), Failure> {
         Some(&args.reason),
         &args.actor,
     )?;
-    args.version.print(&recorded)
+    recorded.print(args.version.json)
 }
 
 pub(super) fn unyank(args: &UnyankArgs) -> Result<(), Failure> {
@@ -119,22 +119,7 @@ pub(super) fn unyank(args: &UnyankArgs) -> Result<(), Failure> {
         None,
         &args.actor,
     )?;
-    args.version.print(&recorded)
-}
-
-impl VersionArg {
-    fn print(&self, changed: &Changed) -> Result<(), Failure> {
-        let Changed(recorded) = changed;
-        if !self.json {
-            return changed.print();
-        }
-        output::json(&Row {
-            reference: recorded.reference.to_string(),
-            state: recorded.state.as_str(),
-            changed: recorded.changed,
-            tag: recorded.tag.as_deref(),
-        })
-    }
+    recorded.print(args.version.json)
 }
 
 /// What came of a change in an OCI registry.
@@ -142,13 +127,34 @@ pub(super) struct Changed(Recorded);
 
 impl Changed {
     /// Says so.
-    pub(super) fn print(&self) -> Result<(), Failure> {
-        print(&self.0.reference, self.0.state, self.0.changed)
+    pub(super) fn print(&self, json: bool) -> Result<(), Failure> {
+        let Recorded {
+            reference,
+            state,
+            changed,
+            tag,
+            ..
+        } = &self.0;
+        print(reference, *state, *changed, tag.as_deref(), json)
     }
 }
 
-/// Says what became of a version's state.
-pub(super) fn print(reference: &VersionRef, state: State, changed: bool) -> Result<(), Failure> {
+/// Says what became of a version's state; `tag` is what records it, in an OCI registry.
+pub(super) fn print(
+    reference: &VersionRef,
+    state: State,
+    changed: bool,
+    tag: Option<&str>,
+    json: bool,
+) -> Result<(), Failure> {
+    if json {
+        return output::json(&Row {
+            reference: reference.to_string(),
+            state: state.as_str(),
+            changed,
+            tag,
+        });
+    }
     let text = match (state, changed) {
         (State::Yanked, true) => format!("yanked {reference}"),
         (State::Yanked, false) => {

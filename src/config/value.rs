@@ -49,6 +49,20 @@ pub fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(problem)
 }
 
+/// Less is not what anybody means: a forgotten unit would empty the cache.
+const LEAST_CACHE: u64 = 1 << 20;
+
+/// How large the cache may become: a [`size`] of at least 1 MiB, or 0 for no limit.
+pub fn cache_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes @ 1..LEAST_CACHE => Err(format!(
+            "`{}` is only {bytes} bytes, and less than 1MiB is no cache; write the unit, such as 2GiB",
+            text.trim()
+        )),
+        bytes => Ok(bytes),
+    }
+}
+
 /// How long a request may take: `10s`, `500ms`, `1m30s`, or a number of seconds.
 pub fn timeout(text: &str) -> Result<Duration, String> {
     let text = text.trim();
@@ -259,6 +273,24 @@ mod tests {
         ] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cache_whose_unit_was_forgotten_is_refused() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1MiB", 1 << 20),
+            ("1048576", 1 << 20),
+            ("2g", 2 << 30),
+        ] {
+            assert_eq!(cache_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["1", " 2 ", "1023K", "0.5M"] {
+            let problem = cache_size(bad).unwrap_err();
+            assert!(problem.contains(bad.trim()), "{problem}");
+            assert!(problem.contains("2GiB"), "{problem}");
+        }
+        assert!(cache_size("lots").is_err());
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl KeyFile {
         &self.path
     }
 
+    /// Whether the user named the file.
+    pub(super) fn is_named(&self) -> bool {
+        self.on_problem == OnProblem::Fail
+    }
+
     /// Why a file that is there gives no key.
     pub(super) fn problem(&self) -> Option<String> {
         match read_key(&self.path) {

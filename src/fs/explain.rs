@@ -183,6 +183,7 @@ impl Fs {
                 known.failure = failure;
                 known
             }
+            Some(Presence::Absent) if self.resolver.is_locked() => unlocked(&namespace),
             Some(Presence::Absent) if self.resolver.is_offline() => Explanation::new(Kind::Absent)
                 .because(
                     "nothing of this namespace is cached, and nobody is asked",
@@ -220,6 +221,15 @@ impl Fs {
             .inodes
             .expected_name(&Name::Namespace(namespace.clone()));
         let mut explanation = match selector {
+            selector if matches!(self.resolver.locked_now(&bundle, &selector), Some(Err(_))) => {
+                let mut explanation = unlocked(&format!("{namespace}/{name}"));
+                if let Selector::Version(version) = selector {
+                    explanation.version = Some(version);
+                } else {
+                    explanation.selector = Some(selector);
+                }
+                explanation
+            }
             Selector::Version(version) => {
                 let failure = self.failures.about_name(parent, name);
                 let version = VersionRef {
@@ -436,6 +446,14 @@ impl Fs {
             }
         })
     }
+}
+
+/// What the lockfile leaves out, whether or not the registry or the cache has it.
+fn unlocked(what: impl std::fmt::Display) -> Explanation {
+    Explanation::new(Kind::Absent).because(
+        format!("the lockfile does not name {what}, and nothing else is shown (--locked)"),
+        "add it with `musherfs lock` and mount again, or mount without --locked",
+    )
 }
 
 fn described(selector: &Selector) -> String {

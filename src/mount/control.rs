@@ -14,6 +14,7 @@
 
 pub mod client;
 pub mod events;
+pub mod follow;
 pub mod metrics;
 pub mod status;
 pub mod unserved;

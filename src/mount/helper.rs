@@ -17,10 +17,12 @@ pub const SETTINGS: &[(&str, bool)] = &[
     ("api_key_file", true),
     ("api_url", true),
     ("ca_file", true),
+    ("cache_max_size", true),
     ("content_timeout", true),
     ("deny_yanked", false),
     ("insecure_http", false),
     ("local_packs", false),
+    ("locked", true),
     ("metadata_timeout", true),
     ("mirror", true),
     ("namespace", true),
@@ -106,13 +108,34 @@ pub struct HelperCall {
 /// ("incorrect invocation") as mount(8) expects.
 pub fn parse_mount_helper(args: &[OsString]) -> Option<Result<HelperCall, String>> {
     let (program, rest) = args.split_first()?;
-    let name = Path::new(program).file_name()?;
-    let is_helper = name == "mount.musherfs" || name == "mount.fuse.musherfs";
-    if is_helper || has_two_positionals(rest) {
+    if is_helper(program) || has_two_positionals(rest) {
         Some(parse(rest))
     } else {
         None
     }
+}
+
+/// What a helper tells a person who asks it.
+pub const USAGE: &str = "\
+Usage: mount.musherfs SOURCE DIRECTORY [-sfnv] [-o OPTIONS]
+
+For mount(8) and /etc/fstab. SOURCE is `musherfs`, or a registry's URL. `musherfs mount --help` lists
+the options, which are written with `_` in -o: api_key_file=/etc/musher/key,offline";
+
+/// Whether a person asks a helper what it is for.
+pub fn asks_for_help(args: &[OsString]) -> bool {
+    let [program, rest @ ..] = args else {
+        return false;
+    };
+    is_helper(program)
+        && rest
+            .first()
+            .is_some_and(|arg| arg == "--help" || arg == "-h")
+}
+
+fn is_helper(program: &OsStr) -> bool {
+    let name = Path::new(program).file_name();
+    name.is_some_and(|name| name == "mount.musherfs" || name == "mount.fuse.musherfs")
 }
 
 /// Whether it begins with SOURCE DIR, and not with a subcommand.
@@ -307,6 +330,31 @@ mod tests {
 
     fn bad(args: &[&str]) -> String {
         call(args).unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn whoever_asks_a_helper_for_help_is_told_and_the_program_itself_is_left_alone() {
+        let asks = |args: &[&str]| {
+            let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            asks_for_help(&args)
+        };
+        assert!(asks(&["/sbin/mount.musherfs", "--help"]));
+        assert!(asks(&["mount.fuse.musherfs", "-h"]));
+        assert!(!asks(&["mount.musherfs", "none", "/m", "-h"]));
+        assert!(!asks(&["musherfs", "--help"]));
+    }
+
+    #[test]
+    fn a_mount_of_fstab_can_be_limited_and_locked() {
+        let call = good(&[
+            "mount.musherfs",
+            "none",
+            "/m",
+            "-o",
+            "cache_max_size=2g,locked=/l",
+        ]);
+        let names: Vec<&str> = call.settings.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["cache_max_size", "locked"]);
     }
 
     #[test]

@@ -239,6 +239,8 @@ struct Draft {
     path: PathBuf,
     lines: Lines,
     problems: Vec<Problem>,
+    /// Paths of files that were told to be unusable.
+    unusable: HashSet<String>,
 }
 
 impl Draft {
@@ -247,6 +249,7 @@ impl Draft {
             path,
             lines: Lines::default(),
             problems: Vec::new(),
+            unusable: HashSet::new(),
         }
     }
 
@@ -391,15 +394,16 @@ impl Draft {
         Some(text)
     }
 
-    /// The file at `path`, if it can be had.
+    /// The file at `path`, if it can be had. What is wrong with it is told once, however many places
+    /// name it.
     fn file(
         &mut self,
         files: &dyn Files,
         place: Place,
-        path: &str,
+        text: &str,
     ) -> Option<(LogicalPath, Vec<u8>)> {
-        let path = path.parse::<LogicalPath>().map_err(|source| {
-            let path = path.chars().take(200).collect();
+        let path = text.parse::<LogicalPath>().map_err(|source| {
+            let path = text.chars().take(200).collect();
             PublishError::BadPath { path, source }
         });
         let found = path.and_then(|path| {
@@ -407,7 +411,12 @@ impl Draft {
             Asset::check_bytes(path.as_str(), &bytes)?;
             Ok((path, bytes))
         });
-        found.map_err(|error| self.wrong_file(place, &error)).ok()
+        if let Err(error) = &found
+            && self.unusable.insert(text.to_owned())
+        {
+            self.wrong_file(place, error);
+        }
+        found.ok()
     }
 }
 

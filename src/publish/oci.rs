@@ -73,7 +73,7 @@ pub enum PushError {
         error: Error,
     },
     /// The registry cannot be reached, or did not answer in time.
-    #[error("the push to {registry} failed (503 registry unreachable): {error}")]
+    #[error("writing to {registry} failed (503 registry unreachable): {error}")]
     Unreachable {
         /// The registry.
         registry: String,
@@ -81,7 +81,7 @@ pub enum PushError {
         error: Error,
     },
     /// Everything else.
-    #[error("the push to {registry} failed (500): {error}")]
+    #[error("writing to {registry} failed (500): {error}")]
     Failed {
         /// The registry.
         registry: String,
@@ -144,11 +144,11 @@ impl PushError {
             }
             Self::Unreachable { .. } => {
                 "check the registry's address, the network and --ca-file; http needs --insecure-http \
-                 unless it is this machine; publishing again continues where this ended"
+                 unless it is this machine; the same command continues where this ended"
             }
             Self::Failed { .. } => {
                 "check that the address is an OCI registry and the name is one it allows (lower case); \
-                 publishing again continues where this ended"
+                 the same command continues where this ended"
             }
             Self::Name(_) => {
                 "letters are lower case, words are joined by one of . _ __ or by hyphens"

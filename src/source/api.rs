@@ -291,6 +291,12 @@ impl Source for ApiSource {
         &self.name
     }
 
+    fn notice(&self) -> Option<&'static str> {
+        self.keys
+            .is_refused()
+            .then_some("it refuses the key of this mount, which shows public bundles only")
+    }
+
     async fn resolve(
         &self,
         bundle: &BundleId,

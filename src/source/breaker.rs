@@ -230,6 +230,10 @@ impl Source for Guarded {
         self.source.name()
     }
 
+    fn notice(&self) -> Option<&'static str> {
+        self.source.notice()
+    }
+
     fn tells_namespaces(&self) -> bool {
         self.source.tells_namespaces()
     }

@@ -50,7 +50,7 @@ fn no_kill_leaves_a_bad_blob_or_something_that_clean_cannot_take_away() {
         let mut command = house.command(work[usize::try_from(seed % 5).unwrap()]);
         // A third of the time with a limit that does not hold everything.
         if seed.is_multiple_of(3) {
-            command.env("MUSHERFS_CACHE_MAX_SIZE", "900K");
+            command.env("MUSHERFS_CACHE_MAX_SIZE", "1MiB");
         }
         let mut child = command
             .stdout(Stdio::null())

@@ -184,6 +184,16 @@ fn pins_are_loaded_kept_and_follow_their_names() {
         "pinned acme/kit@1.0.0: 2 files (20 B), 2 fetched\n"
     );
     house.ok(&["load", "acme/other"]);
+    let pinned = house.json(&["pin", "--json", "acme/other"]);
+    assert_eq!(
+        (&pinned[0]["ref"], &pinned[1]),
+        (&"acme/other".into(), &serde_json::Value::Null)
+    );
+    let unpinned = house.json(&["unpin", "--json", "acme/other"]);
+    assert_eq!(
+        unpinned,
+        serde_json::json!([{"ref": "acme/other", "unpinned": true}])
+    );
     let pins = house.json(&["pins", "--json"]);
     assert_eq!(pins[0]["ref"], "acme/kit");
     assert_eq!(pins[0]["version"], "1.0.0");

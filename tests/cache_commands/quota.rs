@@ -362,4 +362,23 @@ fn a_locked_mount_shows_what_was_locked_and_nothing_else() {
         let error = fs::metadata(mount.dir.join(hidden)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{hidden}");
     }
+    // The cache knows more than the lockfile names, and the reason is the lockfile all the same.
+    house.ok(&["load", "acme/kit", "acme/other"]);
+    for hidden in [
+        "acme/kit",
+        "acme/kit@1.1.0",
+        "acme/kit@^1.1",
+        "acme/other",
+        "nord",
+    ] {
+        let why = house.run(&["why", mount.dir.join(hidden).to_str().unwrap()]);
+        let said = String::from_utf8(why.stdout).unwrap();
+        assert_eq!(why.status.code(), Some(1), "{hidden}: {said}");
+        assert!(
+            said.contains("the lockfile does not name"),
+            "{hidden}: {said}"
+        );
+    }
+    let range = house.ok(&["why", mount.dir.join("acme/kit@^1").to_str().unwrap()]);
+    assert!(range.contains("^1 is 1.0.0, and stays it"), "{range}");
 }

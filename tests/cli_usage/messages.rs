@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::{Home, assert_fails, stderr, stdout};
 
@@ -70,6 +71,122 @@ fn a_missing_file_is_called_missing() {
         assert!(!stderr(&output).contains("free space"), "{output:?}");
     }
     assert!(!home.path().join("mnt").exists(), "left behind");
+}
+
+#[test]
+fn a_mount_whose_files_cannot_be_used_is_refused_as_a_setting_and_by_name() {
+    let home = Home::new();
+    let open = home.path().join("open.key");
+    fs::write(&open, "mush_key\n").unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    for (option, value) in [
+        ("--api-key-file", "/nope"),
+        ("--api-key-file", "open.key"),
+        ("--ca-file", "/nope"),
+        ("--locked", "/nope"),
+        ("--locked", "open.key"),
+        ("--oci", "oci-layout:/nope"),
+        ("--api-url", "ftp://x"),
+        ("--api-url", "http://example.com"),
+    ] {
+        for more in [&[][..], &["--foreground"]] {
+            let arguments = [&["mount", option, value, "mnt"][..], more].concat();
+            let output = home.run(&arguments);
+            assert_fails(&output, 4, "");
+            if value != "http://example.com" {
+                assert!(stderr(&output).contains(option), "{output:?}");
+            }
+            assert!(!home.path().join("mnt").exists(), "left behind");
+        }
+    }
+    let output = home
+        .command(&["mount", "mnt"])
+        .env("MUSHERFS_API_KEY_FILE", "open.key")
+        .output()
+        .unwrap();
+    assert_fails(&output, 4, "MUSHERFS_API_KEY_FILE: ");
+    assert!(stderr(&output).contains("chmod 600"), "{output:?}");
+}
+
+#[test]
+fn a_key_file_that_a_variable_wins_over_is_told() {
+    let home = Home::new();
+    let output = home
+        .command(&["ls", "acme/kit", "--offline", "--api-key-file", "/nope"])
+        .env("MUSHER_API_KEY", "mush_key")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.contains("--api-key-file is not read"), "{said}");
+    assert!(said.contains("MUSHER_API_KEY"), "{said}");
+}
+
+#[test]
+fn a_cache_limit_without_its_unit_is_refused_wherever_it_stands() {
+    let home = Home::new();
+    home.config("mount: { cache_max_size: 2 }\n");
+    assert_fails(&home.run(&["mount", "mnt"]), 4, "2GiB");
+    home.config("");
+    let output = home
+        .command(&["ls", "acme/kit", "--offline"])
+        .env("MUSHERFS_CACHE_MAX_SIZE", "500K")
+        .output()
+        .unwrap();
+    assert_fails(&output, 4, "MUSHERFS_CACHE_MAX_SIZE");
+    assert_fails(&home.run(&["mount", "--cache-max-size", "2"]), 64, "2GiB");
+}
+
+#[test]
+fn a_report_is_written_when_the_settings_cannot_be_used_and_says_so() {
+    let home = Home::new();
+    for (index, yaml) in [
+        "mount: { readahead: lots }",
+        "}{",
+        "oci: { registry_url: 'oci-layout:/nope' }",
+    ]
+    .iter()
+    .enumerate()
+    {
+        home.config(yaml);
+        let file = format!("report{index}.tar.gz");
+        let output = home.run(&["bugreport", "-o", &file]);
+        assert!(output.status.success(), "{yaml}: {output:?}");
+        assert_eq!(stdout(&output), format!("{file}\n"));
+        let unpacked = std::process::Command::new("tar")
+            .args(["-xzOf", &file])
+            .current_dir(home.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(unpacked.stdout).unwrap();
+        let named = if yaml.contains("nope") {
+            "/nope"
+        } else {
+            "config.yaml"
+        };
+        assert!(text.contains(named), "{yaml}: {text}");
+    }
+    let output = home.run(&["bugreport", "-o", "report0.tar.gz"]);
+    assert_fails(&output, 1, "report0.tar.gz");
+    assert!(hint(&output).contains("exists already"), "{output:?}");
+}
+
+#[test]
+fn a_hint_is_about_what_was_done() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = home.run(&["registry", "serve", "--root", "r", "--listen", &address]);
+    assert_fails(&output, 1, &address);
+    assert!(hint(&output).contains("another port"), "{output:?}");
+
+    let nobody = nobody();
+    let version = "acme/kit@1.0.0";
+    let output = home.run(&["yank", version, "--oci", &nobody, "--reason", "x"]);
+    assert_fails(&output, 3, "unreachable");
+    for word in ["push", "publish"] {
+        assert!(!stderr(&output).contains(word), "{output:?}");
+    }
 }
 
 #[test]

@@ -84,6 +84,22 @@ fn every_problem_of_a_definition_is_an_error_with_its_place() {
 }
 
 #[test]
+fn a_missing_file_is_told_once_however_many_places_name_it() {
+    let home = Home::new();
+    bundle(
+        &home,
+        "namespace: acme\nslug: kit\nversion: 1.0.0\nname: Kit\nreadme: none.md\nassets:\n  - { id: a, src: none.md }\n",
+    );
+    let output = home.run(&PUBLISH);
+    assert_fails(&output, 1, ":5: cannot read ");
+    assert_eq!(
+        stderr(&output).matches("cannot read").count(),
+        1,
+        "{output:?}"
+    );
+}
+
+#[test]
 fn a_yank_says_what_it_did() {
     let home = Home::new();
     bundle(&home, DEFINITION);
@@ -103,6 +119,14 @@ fn a_yank_says_what_it_did() {
         let output = home.run(command);
         assert!(output.status.success(), "{output:?}");
         assert_eq!((stdout(&output), stderr(&output)), (said, ""));
+    }
+    for (command, state) in [(&yank, "yanked"), (&unyank, "published")] {
+        let output = home.run(&[&command[..], &["--json"]].concat());
+        let row: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            row,
+            serde_json::json!({"ref": "acme/kit@1.0.0", "state": state, "changed": true, "tag": null})
+        );
     }
     let missing = home.run(&["registry", "unyank", "--root", "nowhere", "acme/kit@1.0.0"]);
     assert_fails(&missing, 1, "there is no registry");

@@ -2,12 +2,70 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{ChildStderr, ChildStdout, Stdio};
 use std::time::SystemTime;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{Reader, World, text, wait_until};
+
+/// `musherfs events`, once it listens.
+struct Listener {
+    home: PathBuf,
+    process: Reader,
+    said: BufReader<ChildStderr>,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Listener {
+    fn start(world: &World) -> Self {
+        let mut process = world
+            .command(&["-v", "events"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut listener = Self {
+            home: world.path(""),
+            said: BufReader::new(process.stderr.take().unwrap()),
+            lines: BufReader::new(process.stdout.take().unwrap()),
+            process: Reader(process),
+        };
+        listener.waits_in("mnt");
+        listener
+    }
+
+    fn waits_in(&mut self, dir: &str) {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        let place = format!(
+            "waiting for names to move in {}",
+            self.home.join(dir).display()
+        );
+        assert!(line.contains(&place), "{line}");
+    }
+
+    fn event(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+/// Has `acme/kit` be 1.0.0 for some seconds, as far as the cache knows.
+fn expire_soon(world: &World) {
+    let refs = world.path("musher/cache/refs");
+    let dir = refs.join(world.registry.host_id()).join("acme/kit");
+    fs::create_dir_all(&dir).unwrap();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let expires = now.as_secs_f64() + 5.0;
+    let entry = format!("{{\"version\":\"1.0.0\",\"ttlSeconds\":300,\"expiresAt\":{expires}}}");
+    fs::write(dir.join("latest.json"), entry).unwrap();
+}
 
 #[test]
 fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
@@ -18,15 +76,7 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
     // What another tool loaded and resolved some minutes ago, and what is to be asked again in a
     // moment.
     assert!(world.run(&["load", "acme/kit@1.0.0"]).status.success());
-    let refs = world.path("musher/cache/refs");
-    let dir = refs.join(world.registry.host_id()).join("acme/kit");
-    fs::create_dir_all(&dir).unwrap();
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let expires = now.as_secs_f64() + 5.0;
-    let entry = format!("{{\"version\":\"1.0.0\",\"ttlSeconds\":300,\"expiresAt\":{expires}}}");
-    fs::write(dir.join("latest.json"), entry).unwrap();
+    expire_soon(&world);
 
     world.mount(&[]);
     let target = || fs::read_link(world.at("acme/kit")).unwrap();
@@ -37,26 +87,13 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
         fs::read_to_string(&file).is_ok_and(|text| text == "latest 1.0.0\n")
     });
 
-    let mut listener = world
-        .command(&["-v", "events"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(listener.stderr.take().unwrap());
-    let mut ready = String::new();
-    said.read_line(&mut ready).unwrap();
-    assert!(ready.contains("waiting"), "{ready}");
-    let mut lines = BufReader::new(listener.stdout.take().unwrap());
-    let listener = Reader(listener);
+    let mut listener = Listener::start(&world);
 
     world
         .registry
         .publish("acme", "kit", "1.1.0", &[("a.md", b"2\n")]);
     wait_until("the name moves", || target().to_str() == Some("kit@1.1.0"));
-    let mut line = String::new();
-    lines.read_line(&mut line).unwrap();
-    let event: Value = serde_json::from_str(&line).unwrap();
+    let event = listener.event();
     assert_eq!(event["event"], "moved", "{event}");
     assert_eq!(event["bundle"], "acme/kit");
     assert_eq!(event["selector"], "latest");
@@ -67,7 +104,45 @@ fn a_move_is_a_line_for_programs_and_a_write_for_inotify() {
     wait_until("the file is written", || {
         fs::read_to_string(&file).unwrap() == "latest 1.1.0\n"
     });
-    drop(listener);
+}
+
+#[test]
+fn a_listener_hears_the_next_daemon_and_later_mounts_and_ends_with_the_last() {
+    let Some(world) = World::new() else { return };
+    world
+        .registry
+        .publish("acme", "kit", "1.0.0", &[("a.md", b"1\n")]);
+    assert!(world.run(&["load", "acme/kit@1.0.0"]).status.success());
+    let nobody = world.run(&["events"]);
+    assert_eq!(nobody.status.code(), Some(1), "{nobody:?}");
+    assert!(text(&nobody.stderr).contains("no running mount"));
+
+    world.mount(&[]);
+    let mut listener = Listener::start(&world);
+    kill_process(world.daemon(), Signal::KILL).unwrap();
+    listener.waits_in("mnt");
+
+    expire_soon(&world);
+    let target = || fs::read_link(world.at("acme/kit")).unwrap();
+    assert_eq!(target().to_str(), Some("kit@1.0.0"));
+    world
+        .registry
+        .publish("acme", "kit", "1.1.0", &[("a.md", b"2\n")]);
+    wait_until("the name moves", || target().to_str() == Some("kit@1.1.0"));
+    assert_eq!(listener.event()["to"], "1.1.0");
+
+    let later = world.path("later");
+    let later = later.to_str().unwrap();
+    assert!(world.run(&["mount", later]).status.success());
+    listener.waits_in("later");
+    let mounts = [
+        world.mountpoint().to_str().unwrap().to_owned(),
+        later.to_owned(),
+    ];
+    for dir in &mounts {
+        assert!(world.run(&["umount", dir]).status.success());
+    }
+    assert!(listener.process.0.wait().unwrap().success());
 }
 
 #[test]

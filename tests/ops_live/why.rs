@@ -269,6 +269,27 @@ fn a_bundle_that_needs_a_key_says_so() {
 }
 
 #[test]
+fn a_mount_whose_key_is_refused_says_so_whatever_key_the_shell_has() {
+    let Some(mut world) = World::with_registry(TestRegistry::start_with_token(KEY)) else {
+        return;
+    };
+    world
+        .registry
+        .publish_private("acme", "secret", "1.0.0", &[("a.md", b"a\n")]);
+    world.key = Some("mush_of_yesterday");
+    world.mount(&[]);
+    world.complaint("acme/secret/a.md");
+    world.key = Some(KEY);
+    let dir = world.mountpoint();
+    let told = "refuses the key of this mount";
+    let status = text(&world.run(&["status", "-l"]).stdout);
+    assert!(status.contains(told), "{status}");
+    let doctor = text(&world.run(&["doctor", dir.to_str().unwrap()]).stdout);
+    assert!(doctor.contains(told), "{doctor}");
+    assert!(!doctor.contains(KEY), "{doctor}");
+}
+
+#[test]
 fn a_reference_is_explained_from_the_cache_without_a_mount() {
     let Some(world) = World::new() else { return };
     world.registry.publish(

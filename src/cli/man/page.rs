@@ -163,7 +163,8 @@ pub(super) fn settings(command: &Command) -> String {
     }
     roff.control("SH", ["KEYS"]).text([roman(
         "The API key is no setting. It is looked for in --api-key, MUSHER_API_KEY, the file of \
-         --api-key-file, and where `musher login` puts it; files only if nobody but their owner can read \
+         --api-key-file, and where `musher login` puts it, in this order: the variable wins over all \
+         files, also over one on the command line. Files are used only if nobody but their owner can read \
          them. The system service reads variables from /etc/musher/musherfs.env.",
     )]);
     verbatim(

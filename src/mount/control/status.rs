@@ -64,6 +64,9 @@ pub struct SourceStatus {
     pub retry_in_seconds: Option<f64>,
     /// Why it is skipped.
     pub error: Option<String>,
+    /// What is to be known of it although it answers: that it refuses the daemon's key, say.
+    #[serde(default)]
+    pub notice: Option<String>,
 }
 
 /// The cache.
@@ -176,6 +179,7 @@ impl Control {
                 state: state.to_owned(),
                 retry_in_seconds: retry_in,
                 error: source.last_error().map(|error| error.to_string()),
+                notice: source.notice().map(str::to_owned),
             }
         };
         self.sources.all().iter().map(status).collect()

@@ -1,5 +1,7 @@
 //! What a path is and where its bytes came from, or why there is nothing, for people and programs.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +168,9 @@ impl Why {
             selector: selector.map(|selector| selector.text().into_owned()),
             version: version.map(|version| version.to_string()),
             entry,
-            fresh_for_seconds: fresh_for.map(|left| left.as_secs()),
+            fresh_for_seconds: fresh_for
+                .filter(|left| *left < Duration::MAX)
+                .map(|left| left.as_secs()),
             state: state.map(|state| state.as_str().to_owned()),
             manifest_source: manifest_source.map(|source| source.to_string()),
             sha256,

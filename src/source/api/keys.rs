@@ -70,6 +70,11 @@ impl Keys {
         self.look().await
     }
 
+    /// Whether the registry refused the key when it was last sent.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
     /// Notes whether the registry takes the key; each change of that is logged once.
     pub(super) fn judged(&self, refused: bool) {
         if self.is_refused.swap(refused, Ordering::Relaxed) == refused {
