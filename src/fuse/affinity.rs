@@ -15,7 +15,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,9 +54,10 @@ struct Followers {
 /// Where the FUSE threads of one mount are to run.
 #[derive(Debug)]
 pub struct Affinity {
-    /// The thread id of the last caller (the upper half) and how often in a row it asked. Races
-    /// between FUSE threads lose a count, no more.
-    row: AtomicU64,
+    /// The thread id of the last caller, and how often in a row it asked. Races between FUSE
+    /// threads lose a count, no more.
+    caller: AtomicU32,
+    times: AtomicU32,
     cpu: AtomicU32,
     /// How often all threads were set free. Whoever followed before that follows nobody now.
     freed: AtomicU32,
@@ -73,7 +74,8 @@ thread_local! {
 impl Default for Affinity {
     fn default() -> Self {
         Self {
-            row: AtomicU64::new(0),
+            caller: AtomicU32::new(0),
+            times: AtomicU32::new(0),
             cpu: AtomicU32::new(ANYWHERE),
             freed: AtomicU32::new(0),
             requests: AtomicU32::new(0),
@@ -106,14 +108,13 @@ impl Affinity {
 
     /// How often in a row `caller` has asked, this time included.
     fn count(&self, caller: u32) -> u32 {
-        let row = self.row.load(Ordering::Relaxed);
-        let times = match row >> 32 {
-            _ if caller == 0 => 0,
-            last if last == u64::from(caller) => (row as u32).wrapping_add(1).max(1),
+        let last = self.caller.swap(caller, Ordering::Relaxed);
+        let times = match caller {
+            0 => 0,
+            _ if caller == last => self.times.load(Ordering::Relaxed).wrapping_add(1).max(1),
             _ => 1,
         };
-        let row = u64::from(caller) << 32 | u64::from(times);
-        self.row.store(row, Ordering::Relaxed);
+        self.times.store(times, Ordering::Relaxed);
         times
     }
 
@@ -168,7 +169,7 @@ impl Affinity {
             let mut followers = self.followers();
             if is_quiet {
                 self.freed.fetch_add(1, Ordering::Relaxed);
-                self.row.store(0, Ordering::Relaxed);
+                self.times.store(0, Ordering::Relaxed);
                 self.cpu.store(ANYWHERE, Ordering::Relaxed);
                 for back in followers.away.drain(..) {
                     let _ = sched_setaffinity(Some(back.thread), &back.allowed);
