@@ -146,7 +146,7 @@ impl DockerRegistry {
         let repositories = self.dir.path().join("data/docker/registry/v2/repositories");
         let link = format!("{repository}/_layers/sha256/{digest}/link");
         // It is made empty, and written then.
-        let written = std::fs::read_to_string(repositories.join(link));
+        let written = fs::read_to_string(repositories.join(link));
         written.is_ok_and(|written| written == format!("sha256:{digest}"))
     }
 
