@@ -222,7 +222,7 @@ impl Fs {
             .expected_name(&Name::Namespace(namespace.clone()));
         let mut explanation = match selector {
             selector if matches!(self.resolver.locked_now(&bundle, &selector), Some(Err(_))) => {
-                let mut explanation = unlocked(&format!("{namespace}/{name}"));
+                let mut explanation = unlocked(format!("{namespace}/{name}"));
                 if let Selector::Version(version) = selector {
                     explanation.version = Some(version);
                 } else {

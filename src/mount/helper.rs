@@ -353,7 +353,11 @@ mod tests {
             "-o",
             "cache_max_size=2g,locked=/l",
         ]);
-        let names: Vec<&str> = call.settings.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = call
+            .settings
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
         assert_eq!(names, ["cache_max_size", "locked"]);
     }
 
