@@ -164,7 +164,7 @@ fn what_cannot_be_mounted_is_said_with_the_right_exit_code() {
         let output = try_it(&["--api-url", "http://registry.example", empty]);
         assert_fails(&output, 4, &["registry.example", "--insecure-http"]);
         let output = try_it(&["--api-url", "no url", empty]);
-        assert_fails(&output, 64, &["--api-url"]);
+        assert_fails(&output, 4, &["--api-url"]);
         let output = try_it(&["-o", "no_such_option", empty]);
         assert_fails(&output, 64, &["no_such_option", "hint: "]);
         let output = try_it(&["-o", "remount", empty]);

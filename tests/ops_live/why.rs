@@ -89,7 +89,7 @@ fn every_error_number_has_a_cause_and_a_remedy() {
     assert_failure(
         &world.why(&path("late.md")),
         "ETIMEDOUT",
-        "--content-timeout",
+        "MUSHERFS_CONTENT_TIMEOUT",
     );
     world.registry.clear_faults();
 
