@@ -13,8 +13,6 @@
 //! [`errno`] is the one table from errors to error numbers. They reach `read(2)`, `cat` and `cp`
 //! unchanged on Linux up to 6.18.
 
-pub mod affinity;
-
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
@@ -34,7 +32,6 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
-use self::affinity::{Affinity, SMALL};
 use crate::error::Error;
 use crate::fs::in_flight::Waiting;
 use crate::fs::tree::{Attr, Directory, FOREVER, Kind, epoch};
@@ -153,7 +150,6 @@ pub struct Fuse {
     /// Whether the kernel understands ENOSYS to OPEN and to OPENDIR.
     no_open: bool,
     no_opendir: bool,
-    affinity: Arc<Affinity>,
     handshake: Arc<OnceLock<Handshake>>,
 }
 
@@ -171,7 +167,6 @@ impl Fuse {
             owner,
             no_open: false,
             no_opendir: false,
-            affinity: Arc::default(),
             handshake: Arc::default(),
         }
     }
@@ -183,12 +178,6 @@ impl Fuse {
 
     fn count(&self, counter: Counter) {
         self.fs.metrics().count(counter);
-    }
-
-    /// Counts a request whose caller waits for a short answer, and goes where the caller is.
-    fn arrived(&self, request: &Request, counter: Counter) {
-        self.affinity.asked(request.pid(), &self.runtime);
-        self.count(counter);
     }
 
     fn attr(&self, attr: &Attr) -> FileAttr {
@@ -351,7 +340,6 @@ impl Clone for Fuse {
         Self {
             fs: Arc::clone(&self.fs),
             runtime: self.runtime.clone(),
-            affinity: Arc::clone(&self.affinity),
             handshake: Arc::clone(&self.handshake),
             ..*self
         }
@@ -414,7 +402,7 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.arrived(request, Counter::Lookup);
+        self.count(Counter::Lookup);
         let Some(name) = name.to_str() else {
             // Every name here is UTF-8.
             return reply_entry(self, Ok(Found::Absent(FOREVER)), reply);
@@ -432,7 +420,7 @@ impl Filesystem for Fuse {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.arrived(request, Counter::GetAttr);
+        self.count(Counter::GetAttr);
         self.answer(
             Asked::new(Operation::GetAttr, request, ino),
             || self.fs.getattr(ino.0),
@@ -444,7 +432,7 @@ impl Filesystem for Fuse {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.arrived(request, Counter::ReadLink);
+        self.count(Counter::ReadLink);
         self.answer(
             Asked::new(Operation::ReadLink, request, ino),
             || self.fs.readlink(ino.0),
@@ -478,8 +466,6 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let caller = if size <= SMALL { request.pid() } else { 0 };
-        self.affinity.asked(caller, &self.runtime);
         self.count(Counter::Read);
         let asked = Asked::new(Operation::Read, request, ino);
         BUFFER.with_borrow_mut(|buffer| {
@@ -531,7 +517,7 @@ impl Filesystem for Fuse {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.arrived(request, Counter::ReadDir);
+        self.count(Counter::ReadDir);
         self.answer(
             Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
@@ -560,7 +546,7 @@ impl Filesystem for Fuse {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.arrived(request, Counter::ReadDir);
+        self.count(Counter::ReadDir);
         self.answer(
             Asked::new(Operation::ReadDir, request, ino),
             || self.fs.directory(ino.0),
@@ -601,8 +587,8 @@ impl Filesystem for Fuse {
         );
     }
 
-    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.arrived(request, Counter::StatFs);
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.count(Counter::StatFs);
         let usage = self.fs.usage();
         let blocks = usage.bytes.div_ceil(u64::from(BLOCK));
         reply.statfs(blocks, 0, 0, usage.files, 0, BLOCK, 255, BLOCK);
@@ -616,7 +602,7 @@ impl Filesystem for Fuse {
         size: u32,
         reply: ReplyXattr,
     ) {
-        self.arrived(request, Counter::XAttr);
+        self.count(Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -636,7 +622,7 @@ impl Filesystem for Fuse {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.arrived(request, Counter::XAttr);
+        self.count(Counter::XAttr);
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -656,7 +642,7 @@ impl Filesystem for Fuse {
 
     fn ioctl(
         &self,
-        request: &Request,
+        _: &Request,
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -665,7 +651,7 @@ impl Filesystem for Fuse {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.arrived(request, Counter::Ioctl);
+        self.count(Counter::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
