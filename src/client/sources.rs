@@ -187,7 +187,7 @@ pub enum Party {
     },
 }
 
-/// Whom [`assemble`] would make sources for, the API itself aside, and whether they are mirrors: for
+/// Whom `assemble` would make sources for, the API itself aside, and whether they are mirrors: for
 /// those who want to know how they are.
 ///
 /// # Errors

@@ -152,7 +152,7 @@ impl Archive {
     }
 }
 
-/// Archives that were read, the last used ones: as many as [`MAX_KEPT`] holds, and always the last,
+/// Archives that were read, the last used ones: as many as `MAX_KEPT` holds, and always the last,
 /// so that those of one version are never unpacked once a file. One is read at a time: each may take
 /// all of a core, and as much memory as those that are kept.
 #[derive(Debug)]
