@@ -8,6 +8,7 @@
 //! that moves (`link`), the listing of a namespace (`listing`). The order is: change it here, tell
 //! the kernel (from a thread of its own, see [`Invalidate`]), and only then answer.
 
+pub mod ahead;
 mod explain;
 pub mod failures;
 pub mod in_flight;
@@ -39,6 +40,7 @@ use crate::store::content::FAILURE_MEMORY;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 
+use ahead::{Follower, PageCache};
 use failures::Failures;
 use in_flight::InFlight;
 use inode::{Inodes, Known, Name, Node, PROBE, ROOT, Tagged};
@@ -138,6 +140,7 @@ pub struct Fs {
     metrics: Arc<Metrics>,
     links: Mutex<HashMap<u64, link::Link>>,
     directories: Mutex<HashMap<u64, listing::Told>>,
+    follower: Follower,
     /// Files whose pages are to go.
     failed_reads: Mutex<HashSet<u64>>,
     failures: Failures,
@@ -167,6 +170,7 @@ impl Fs {
             metrics: settings.metrics,
             links: Mutex::default(),
             directories: Mutex::default(),
+            follower: Follower::default(),
             failed_reads: Mutex::default(),
             failures: Failures::default(),
             in_flight: Arc::default(),
@@ -188,6 +192,14 @@ impl Fs {
     /// Where requests to drop caches go; they are lost until this is set, once.
     pub fn set_kernel(&self, kernel: mpsc::UnboundedSender<Invalidate>) {
         let _ = self.kernel.set(kernel);
+    }
+
+    /// Where the content goes of files that somebody is about to read, unless nothing is to be read
+    /// ahead; all of it has to be asked for until this is set, once.
+    pub fn set_page_cache(&self, kernel: Box<dyn PageCache>) {
+        if self.store.policy().readahead > 0 {
+            self.follower.set_kernel(kernel);
+        }
     }
 
     /// Goes on for a process that served the same kernel and is gone: has the kernel drop the bodies
@@ -223,7 +235,7 @@ impl Fs {
     }
 
     /// What the mount counts.
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
@@ -448,7 +460,13 @@ impl Fs {
             })
         };
         match self.known(root, &tagged) {
-            Some(loaded) => Answer::Now(Ok(find(&loaded, name))),
+            Some(loaded) => {
+                let found = find(&loaded, name);
+                if let Found::Node(Attr { ino, .. }, ..) = found {
+                    self.follower.looked_up(ino);
+                }
+                Answer::Now(Ok(found))
+            }
             None => {
                 let (fs, name, deadline) = (Arc::clone(self), name.to_owned(), self.deadline());
                 later(async move {
@@ -559,6 +577,10 @@ impl Fs {
             && let Some(answer) = self.store.read_now(loaded, index, offset, size, buffer)
         {
             self.metrics.count(Counter::ReadWarm);
+            if offset == 0 && answer.is_ok() {
+                let (store, metrics) = (&self.store, &self.metrics);
+                self.follower.asked(store, metrics, loaded, root, index);
+            }
             return Answer::Now(answer.map(|()| None));
         }
         self.metrics.count(Counter::ReadCold);

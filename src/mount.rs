@@ -36,6 +36,7 @@ pub mod invalidate;
 pub mod keeper;
 pub mod locate;
 pub mod mountinfo;
+pub mod pages;
 mod point;
 pub mod resume;
 pub mod service;
