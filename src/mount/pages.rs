@@ -24,14 +24,14 @@ use crate::fs::ahead::{LARGE, PageCache};
 const STORE: i32 = 4;
 
 /// How long it is without its content: the header, then which inode, offset, size and padding.
-const HEADER: usize = 40;
+const HEADER: u32 = 40;
 
 /// How many bytes make a message: enough that the helper is not woken for each file, and little enough
 /// that it has begun long before a window ends.
 const MESSAGE: usize = 32 << 10;
 
 /// The longest message.
-const LIMIT: usize = MESSAGE + HEADER + LARGE as usize;
+const LIMIT: usize = MESSAGE + (HEADER + LARGE) as usize;
 
 /// The way to the helper, of which there may be one after the other, and what waits to be sent.
 #[derive(Default)]
@@ -92,7 +92,7 @@ impl PageCache for Pages {
 /// Appends the notification that a file's content is this.
 fn notify(message: &mut Vec<u8>, ino: u64, content: &[u8]) {
     let size = u32::try_from(content.len()).expect("at most LARGE");
-    message.extend((HEADER as u32 + size).to_ne_bytes());
+    message.extend((HEADER + size).to_ne_bytes());
     message.extend(STORE.to_ne_bytes());
     message.extend(0_u64.to_ne_bytes());
     message.extend(ino.to_ne_bytes());
@@ -123,7 +123,7 @@ pub(super) fn store(daemon: &OwnedFd, kernel: &OwnedFd) -> io::Result<()> {
             let whole = u32::from_ne_bytes(*first) as usize;
             let (notification, others) = rest
                 .split_at_checked(whole)
-                .filter(|_| whole >= HEADER)
+                .filter(|_| whole >= HEADER as usize)
                 .ok_or(io::ErrorKind::InvalidData)?;
             let _ = rustix::io::write(kernel, notification);
             rest = others;
