@@ -169,6 +169,12 @@ impl Resolver {
         self.settings.sources.is_empty()
     }
 
+    /// What a source last said against showing all of a namespace to the key that is used.
+    pub fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        let mut sources = self.settings.sources.iter();
+        sources.find_map(|source| source.refusal(namespace))
+    }
+
     fn resolution(&self, version: Version, remaining: Duration) -> Resolution {
         Resolution {
             version,

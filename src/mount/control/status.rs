@@ -204,7 +204,7 @@ impl Control {
                 state: state.to_owned(),
                 retry_in_seconds: retry_in,
                 error: source.last_error().map(|error| error.to_string()),
-                notice: source.notice().map(str::to_owned),
+                notice: source.notice(),
             }
         };
         self.sources.all().iter().map(status).collect()
