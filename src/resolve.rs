@@ -20,7 +20,7 @@ mod probe;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::reference::{BundleId, HostId, Namespace, Selector, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
+use crate::sync::lock;
 
 pub use listing::{LISTING_TTL, Listing, MOST_LISTED, Presence};
 pub use locked::Locked;
@@ -110,11 +111,6 @@ pub struct Resolver {
     order: AtomicU64,
     on_move: RwLock<Vec<OnMove>>,
     locked: OnceLock<Arc<Locked>>,
-}
-
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How much the caller of an internal question tells about the ref's use.

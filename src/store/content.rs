@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 pub use super::kept::MOST_OPEN;
 use super::kept::{Fingerprint, Kept, Verified, hash};
-use super::{Loaded, Store, lock};
+use super::{Loaded, Store};
 use crate::cache::{Blob, BlobWriter, Cache};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -34,6 +34,7 @@ use crate::metrics::Counter;
 use crate::reference::LogicalPath;
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Sink, Source};
+use crate::sync::lock;
 
 /// How long a failed fetch is answered from memory.
 pub const FAILURE_MEMORY: Duration = Duration::from_secs(2);
