@@ -9,6 +9,10 @@
 //! itself, so its word counts: a name is absent when the registry says so, whatever a mirror lacks,
 //! and an outage is never remembered as an absence.
 //!
+//! Refs outlive the process in the shared cache, but for ranges. The registry has so many tags, but
+//! somebody can look up any number of ranges, each of which means something; and what one means is
+//! chosen among the versions, which are cached themselves.
+//!
 //! A yanked version is not chosen by a ref, whoever proposes it: the registry, its list of versions,
 //! or the cache.
 
@@ -268,7 +272,7 @@ impl Resolver {
             return Some((local.version, local.remaining));
         }
         let Settings { cache, host, .. } = &self.settings;
-        if selector.is_mutable()
+        if is_filed(selector)
             && let Some(cached) = cache.read_ref(host, bundle, &selector.text())
         {
             return Some((cached.version, Duration::ZERO));
@@ -394,7 +398,7 @@ impl Resolver {
                 told(bundle, selector, resolution);
             }
         }
-        if selector.is_mutable() {
+        if is_filed(selector) {
             let (cache, host) = (Arc::clone(&self.settings.cache), self.settings.host.clone());
             let (bundle, alias, version) = (
                 bundle.clone(),
@@ -424,7 +428,7 @@ impl Resolver {
             });
         }
         let (bundle, selector) = key;
-        if !selector.is_mutable() {
+        if !is_filed(selector) {
             return None;
         }
         let Settings { cache, host, .. } = &self.settings;
@@ -544,6 +548,14 @@ fn keep_at_most<K: Hash + Eq, V>(cache: &mut LruCache<K, V>, most: usize) {
     while cache.len() > most {
         cache.pop_lru();
     }
+}
+
+/// Whether the ref is kept in the shared cache: only a name that the registry has.
+///
+/// Nor is a range that is there believed: other tools write those, too, but an old one may name an
+/// older version than is cached by now.
+fn is_filed(selector: &Selector) -> bool {
+    matches!(selector, Selector::Latest | Selector::Tag(_))
 }
 
 fn describe(bundle: &BundleId, selector: &Selector) -> String {
