@@ -228,7 +228,12 @@ impl KeyChain {
         Ok(())
     }
 
-    fn find(&self) -> Result<Option<(ApiKey, KeyOrigin)>> {
+    /// As [`Self::lookup`], with where the key is from.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::lookup`].
+    pub fn find(&self) -> Result<Option<(ApiKey, KeyOrigin)>> {
         if let Some(given) = &self.given {
             return Ok(Some(given.clone()));
         }

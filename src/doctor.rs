@@ -158,6 +158,26 @@ impl Finding {
         )
     }
 
+    /// A mount that nobody new can reach: it was unmounted while it was in use. That is as it should
+    /// be where another one has taken its place (`is_replaced`).
+    pub fn detached(dir: &Path, pid: u32, is_replaced: bool) -> Self {
+        const ID: &str = "detached-mount";
+        let dir = dir.display();
+        let message = format!(
+            "a mount on {dir} is detached: process {pid} serves it to those who used it when it \
+             was unmounted, and nobody else can reach it"
+        );
+        let ends = "it ends when they are done";
+        if is_replaced {
+            return Self::info(ID, message, ends);
+        }
+        Self::warn(
+            ID,
+            message,
+            format!("`musherfs mount {dir}` mounts it again; {ends}"),
+        )
+    }
+
     /// What the daemon of a mount says of one of its sources: it may have another key than whoever
     /// asks.
     pub fn notice(dir: &Path, source: &str, notice: &str) -> Self {

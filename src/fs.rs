@@ -22,7 +22,7 @@ pub use explain::{Explanation, Kind as ExplainedKind};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -39,6 +39,7 @@ use crate::source::Deadline;
 use crate::store::content::FAILURE_MEMORY;
 use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
+use crate::sync::lock;
 
 use ahead::{Follower, PageCache};
 use failures::Failures;
@@ -151,11 +152,6 @@ pub struct Fs {
     /// Since when this process answers for an earlier one. What that told the kernel nobody knows: of
     /// the names that it gave numbers to, too many to remember have been forgotten.
     inherited: OnceLock<SystemTime>,
-}
-
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Fs {

@@ -9,6 +9,10 @@
 //! itself, so its word counts: a name is absent when the registry says so, whatever a mirror lacks,
 //! and an outage is never remembered as an absence.
 //!
+//! Refs outlive the process in the shared cache, but for ranges. The registry has so many tags, but
+//! somebody can look up any number of ranges, each of which means something; and what one means is
+//! chosen among the versions, which are cached themselves.
+//!
 //! A yanked version is not chosen by a ref, whoever proposes it: the registry, its list of versions,
 //! or the cache.
 
@@ -20,7 +24,7 @@ mod probe;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -36,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::reference::{BundleId, HostId, Namespace, Selector, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
+use crate::sync::lock;
 
 pub use listing::{LISTING_TTL, Listing, MOST_LISTED, Presence};
 pub use locked::Locked;
@@ -112,11 +117,6 @@ pub struct Resolver {
     locked: OnceLock<Arc<Locked>>,
 }
 
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// How much the caller of an internal question tells about the ref's use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
@@ -167,6 +167,12 @@ impl Resolver {
     /// Whether there is nobody to ask.
     pub fn is_offline(&self) -> bool {
         self.settings.sources.is_empty()
+    }
+
+    /// What a source last said against showing all of a namespace to the key that is used.
+    pub fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        let mut sources = self.settings.sources.iter();
+        sources.find_map(|source| source.refusal(namespace))
     }
 
     fn resolution(&self, version: Version, remaining: Duration) -> Resolution {
@@ -266,7 +272,7 @@ impl Resolver {
             return Some((local.version, local.remaining));
         }
         let Settings { cache, host, .. } = &self.settings;
-        if selector.is_mutable()
+        if is_filed(selector)
             && let Some(cached) = cache.read_ref(host, bundle, &selector.text())
         {
             return Some((cached.version, Duration::ZERO));
@@ -392,7 +398,7 @@ impl Resolver {
                 told(bundle, selector, resolution);
             }
         }
-        if selector.is_mutable() {
+        if is_filed(selector) {
             let (cache, host) = (Arc::clone(&self.settings.cache), self.settings.host.clone());
             let (bundle, alias, version) = (
                 bundle.clone(),
@@ -422,7 +428,7 @@ impl Resolver {
             });
         }
         let (bundle, selector) = key;
-        if !selector.is_mutable() {
+        if !is_filed(selector) {
             return None;
         }
         let Settings { cache, host, .. } = &self.settings;
@@ -542,6 +548,14 @@ fn keep_at_most<K: Hash + Eq, V>(cache: &mut LruCache<K, V>, most: usize) {
     while cache.len() > most {
         cache.pop_lru();
     }
+}
+
+/// Whether the ref is kept in the shared cache: only a name that the registry has.
+///
+/// Nor is a range that is there believed: other tools write those, too, but an old one may name an
+/// older version than is cached by now.
+fn is_filed(selector: &Selector) -> bool {
+    matches!(selector, Selector::Latest | Selector::Tag(_))
 }
 
 fn describe(bundle: &BundleId, selector: &Selector) -> String {

@@ -143,7 +143,13 @@ pub trait Source: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// What its users should know of it although it answers, such as a key that it does not take.
-    fn notice(&self) -> Option<&'static str> {
+    fn notice(&self) -> Option<String> {
+        None
+    }
+
+    /// Why it last showed less of the namespace than there may be: that it did not take the key, of
+    /// which this says where it is from.
+    fn refusal(&self, _namespace: &Namespace) -> Option<String> {
         None
     }
 

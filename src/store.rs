@@ -19,7 +19,7 @@ mod readahead;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -35,6 +35,7 @@ use crate::reference::{HostId, VersionRef};
 use crate::resolve::Locked;
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
+use crate::sync::lock;
 
 use journal::Journal;
 use locks::Locks;
@@ -196,11 +197,6 @@ pub trait Observer: Send + Sync {
 
     /// Somebody read from a blob.
     fn blob_read(&self, digest: Digest);
-}
-
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {

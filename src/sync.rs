@@ -13,12 +13,19 @@ pub use tokio::spawn;
 pub use tokio::sync::watch;
 pub use tokio::time::{Instant, sleep};
 
+/// Waits for a lock, also for one that somebody held who panicked.
+///
+/// For what is consistent after every statement, so that a poisoned lock is still good.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Waits for the lock of a file that other processes lock, too.
 ///
 /// # Errors
 ///
 /// Where files cannot be locked.
-pub fn lock(file: &File) -> io::Result<()> {
+pub fn lock_file(file: &File) -> io::Result<()> {
     file.lock()
 }
 

@@ -129,7 +129,7 @@ impl Quota {
 
     fn lock(&self) -> Ledger<'_> {
         let attempt = private_file(&self.ledger, OpenOptions::new().read(true).write(true))
-            .and_then(|file| sync::lock(&file).map(|()| file));
+            .and_then(|file| sync::lock_file(&file).map(|()| file));
         match attempt {
             Ok(file) => Ledger::Shared(file),
             Err(error) => {

@@ -12,8 +12,9 @@ use crate::config::{self, Origin, Overrides, value};
 use crate::credentials::docker::LoginFiles;
 use crate::doctor::{self, Area, Finding, Level, Probe};
 use crate::error::Error;
+use crate::mount::control::Status;
 use crate::mount::control::client::{self, Answers};
-use crate::mount::control::status::SourceStatus;
+use crate::mount::control::status::{SourceStatus, State};
 use crate::mount::mountinfo::MountTable;
 use crate::mount::touch;
 use crate::source::api::API_KIND;
@@ -114,11 +115,16 @@ impl Daemons {
         Ok(Self(runtime()?.block_on(asking).unwrap_or_default()))
     }
 
+    /// The mount that is reached at this path, which those that were detached from it are not.
+    fn mounted_on(&self, dir: &Path) -> Option<&Status> {
+        let is_there = |one: &&Status| one.mountpoint == dir && one.state == State::Mounted;
+        self.0.mounts.iter().find(is_there)
+    }
+
     /// Who asks about a mount means the registry of that mount, unless they name another.
     fn adopt_registry(&self, dir: &Path, context: &mut Context) {
         let config = &mut context.config;
-        let status = self.0.mounts.iter().find(|one| one.mountpoint == dir);
-        if let Some(status) = status
+        if let Some(status) = self.mounted_on(dir)
             && config.api_url.origin == Origin::Default
             && config.oci_registry_url.is_none()
             && let Ok(registry) = status.registry.parse()
@@ -148,6 +154,12 @@ impl Daemons {
                 .filter(|status| status.version != env!("CARGO_PKG_VERSION"))
                 .map(|status| Finding::other_version(&status.mountpoint, &status.version)),
         );
+        let detached = self.0.mounts.iter();
+        for status in detached.filter(|one| one.state == State::Detached) {
+            let dir = &status.mountpoint;
+            let is_replaced = self.mounted_on(dir).is_some();
+            findings.push(Finding::detached(dir, status.pid, is_replaced));
+        }
         for status in &self.0.mounts {
             let told = status.sources.iter().filter_map(|source| {
                 let notice = source.notice.as_deref()?;

@@ -8,8 +8,9 @@ use super::failure::{Exit, Failure, printable};
 use super::output::{self, Align, Table, size};
 use super::shared::runtime;
 use crate::error::Error;
+use crate::mount::control::status::State;
 use crate::mount::control::unserved::{self, Unserved};
-use crate::mount::control::{SourceStatus, Status, client};
+use crate::mount::control::{Status, client};
 use crate::mount::mountinfo::MountTable;
 use crate::mount::touch;
 use crate::paths::Directories;
@@ -21,7 +22,8 @@ const MOST: usize = 5;
 ///
 /// Asks their daemons over a socket, never through the mount, so it answers within a second also
 /// when the network hangs. A mount that has lost its daemon is shown as `dead`, one whose daemon does
-/// not answer as `stuck`. Of a system service, only root sees the mounts.
+/// not answer as `stuck`, and one that was unmounted while it was in use, and is served to its last
+/// users, as `detached`. Of a system service, only root sees the mounts.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -113,10 +115,11 @@ fn word(state: unserved::State) -> &'static str {
     }
 }
 
-fn state(sources: &[SourceStatus]) -> String {
-    match sources {
-        [] => "offline".to_owned(),
-        sources => {
+fn state(status: &Status) -> String {
+    match (status.state, status.sources.as_slice()) {
+        (State::Detached, _) => "detached".to_owned(),
+        (State::Mounted, []) => "offline".to_owned(),
+        (State::Mounted, sources) => {
             let states: Vec<&str> = sources.iter().map(|source| source.state.as_str()).collect();
             states.join(",")
         }
@@ -142,7 +145,7 @@ fn table(all: &[Status], unserved: &[Unserved]) -> Table {
         table.row([
             status.mountpoint.display().to_string(),
             status.registry.clone(),
-            state(&status.sources),
+            state(status),
             percent(status.reads.hit_rate),
             size(status.cache.bytes),
             status.in_flight.len().to_string(),
@@ -175,7 +178,15 @@ fn describe(status: &Status) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{}", printable(&value));
     };
-    line("mountpoint", status.mountpoint.display().to_string());
+    let dir = status.mountpoint.display();
+    line("mountpoint", dir.to_string());
+    if status.state == State::Detached {
+        line(
+            "state",
+            "detached: served to those who use it still, out of reach for others".to_owned(),
+        );
+        line("hint", format!("`musherfs mount {dir}` mounts it again"));
+    }
     line(
         "daemon",
         format!(

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::failures::Failure;
 use super::inode::{self, Name, Node};
 use super::{Fs, PROBE_TEXT, split_name};
+use crate::error::Error;
 use crate::manifest::{Entry, State};
 use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
 use crate::resolve::Presence;
@@ -181,7 +182,7 @@ impl Fs {
             Some(Presence::Known | Presence::Assumed) => {
                 let mut known = Explanation::new(Kind::Namespace);
                 known.failure = failure;
-                known
+                self.or_refused(&namespace, known)
             }
             Some(Presence::Absent) if self.resolver.is_locked() => unlocked(&namespace),
             Some(Presence::Absent) if self.resolver.is_offline() => Explanation::new(Kind::Absent)
@@ -189,16 +190,22 @@ impl Fs {
                     "nothing of this namespace is cached, and nobody is asked",
                     loading(&format!("{namespace}/BUNDLE")),
                 ),
-            Some(Presence::Absent) => Explanation::new(Kind::Absent).because(
-                "the registry has no such namespace, or it is a name that programs probe for",
-                "check the spelling; --namespace lists it even if the registry does not",
-            ),
-            None => Explanation::new(Kind::Unknown)
-                .because(
-                    "nobody has asked for it lately",
-                    "it is asked for when it is first opened",
-                )
-                .or_failed(failure),
+            Some(Presence::Absent) => {
+                let absent = Explanation::new(Kind::Absent).because(
+                    "the registry has no such namespace, or it is a name that programs probe for",
+                    "check the spelling; --namespace lists it even if the registry does not",
+                );
+                self.or_refused(&namespace, absent)
+            }
+            None => {
+                let unknown = Explanation::new(Kind::Unknown)
+                    .because(
+                        "nobody has asked for it lately",
+                        "it is asked for when it is first opened",
+                    )
+                    .or_failed(failure);
+                self.or_refused(&namespace, unknown)
+            }
         };
         explanation.namespace = Some(namespace);
         explanation
@@ -268,7 +275,8 @@ impl Fs {
             .last_known(bundle, selector)
             .or_else(|| Some((self.link_target(ino)?, Duration::ZERO)));
         let Some((version, fresh_for)) = known else {
-            return self.explain_absent_link(bundle, selector, failure);
+            let absent = self.explain_absent_link(bundle, selector, failure);
+            return self.or_refused(&bundle.namespace, absent);
         };
         let mut explanation = if rest.is_empty() {
             Explanation::new(Kind::Link)
@@ -368,12 +376,32 @@ impl Fs {
                 )
                 .or_failed(failure);
         }
-        Explanation::new(Kind::Unknown)
+        let unknown = Explanation::new(Kind::Unknown)
             .because(
                 "its list of files is not here: nobody has opened it lately, or the registry does not have it",
                 "it is asked for when it is next opened; a private bundle without a key looks absent",
             )
-            .or_failed(failure)
+            .or_failed(failure);
+        self.or_refused(&bundle.namespace, unknown)
+    }
+
+    /// Says that the registry did not take the key, where that is why there is nothing, or may be: it
+    /// goes on answering for what is public, so that whatever else it has looks absent.
+    fn or_refused(&self, namespace: &Namespace, explanation: Explanation) -> Explanation {
+        let may_be_why = match &explanation.failure {
+            Some(failure) => matches!(failure.error, Error::Denied { .. }),
+            None => matches!(explanation.kind, Kind::Absent | Kind::Unknown),
+        };
+        match self.resolver.refusal(namespace) {
+            Some(refusal) if may_be_why => explanation.because(
+                format!("{refusal}; without a key only public bundles are shown"),
+                format!(
+                    "replace the key in the file that it is from, or mount again with one that may \
+                     read {namespace}; if it is public, check the spelling"
+                ),
+            ),
+            _ => explanation,
+        }
     }
 
     fn explain_entry(
@@ -394,7 +422,10 @@ impl Fs {
                 explanation.failure = self.failures.about(inode::entry(root, entry.index()));
                 explanation
             }
-            Some(entry) => self.explain_file(entry, inode::entry(root, entry.index())),
+            Some(entry) => {
+                let file = self.explain_file(entry, inode::entry(root, entry.index()));
+                self.or_refused(&manifest.id().bundle.namespace, file)
+            }
             None => explain_missing(loaded, rest),
         };
         if let Err(error) = self.store.allows(loaded) {

@@ -12,10 +12,11 @@ use tracing::debug;
 
 use super::inode::{Known, Name, Node};
 use super::tree::{Attr, FOREVER, Kind};
-use super::{Answer, Found, Fs, Moved, What, found_error, later, lock, not_a};
+use super::{Answer, Found, Fs, Moved, What, found_error, later, not_a};
 use crate::error::{Error, Result};
 use crate::reference::{BundleId, Selector, Version, VersionRef};
 use crate::resolve::Resolution;
+use crate::sync::lock;
 
 /// How long an answer waits for the kernel to drop what it had cached.
 const INVALIDATION: Duration = Duration::from_secs(2);

@@ -16,9 +16,10 @@ use std::time::{Duration, SystemTime};
 
 use super::inode::{self, Known, Name, Node, ROOT};
 use super::tree::{self, Attr, Directory, Entries, FOREVER, Kind, Listed, epoch};
-use super::{Answer, Fs, What, later, lock, not_a, split_name};
+use super::{Answer, Fs, What, later, not_a, split_name};
 use crate::reference::{BundleId, Namespace, Selector, VersionRef};
 use crate::resolve::{ABSENCE_TTL, LISTING_TTL, Listing};
+use crate::sync::lock;
 
 /// What the kernel was told about a mutable directory.
 pub(super) struct Told {

@@ -3,6 +3,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::digest::Hasher;
+use crate::reference::LogicalPath;
 
 fn id() -> VersionRef {
     "acme/kit@1.2.0".parse().unwrap()

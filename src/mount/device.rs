@@ -81,9 +81,7 @@ impl Mounted {
     }
 
     pub(super) fn row<'t>(&self, table: &'t MountTable) -> Option<&'t mountinfo::Mount> {
-        table
-            .by_id(self.id.id)
-            .filter(|mount| mount.id.device == self.id.device)
+        table.find(self.id)
     }
 }
 

@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ use super::Mounted;
 use super::keeper::Link;
 use super::pages::{self, Pages};
 use crate::fs::{Invalidate, What};
+use crate::sync::lock;
 
 /// The hidden subcommand of the helper, which must call [`help`].
 pub const SUBCOMMAND: &str = "__invalidate";
@@ -236,11 +237,6 @@ impl Orders {
             }
         }
     }
-}
-
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The helper: does what it is told until its daemon is gone. The process ends then.

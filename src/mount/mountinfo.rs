@@ -131,6 +131,12 @@ impl MountTable {
         self.0.iter().find(|mount| mount.id.id == id)
     }
 
+    /// This very mount, wherever it is now. Tells of a stranger only once the connection of the one
+    /// that is meant has ended, as the numbers are reused.
+    pub fn find(&self, id: MountId) -> Option<&Mount> {
+        self.by_id(id.id).filter(|mount| mount.id == id)
+    }
+
     /// The mounts that are mounted on top of `id` or below it.
     pub fn children(&self, id: u64) -> impl Iterator<Item = &Mount> {
         self.0

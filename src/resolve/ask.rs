@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::{RefKey, Resolution, Resolver, describe, lock, newest, remember_absence};
+use super::{RefKey, Resolution, Resolver, describe, newest, remember_absence};
 use crate::cache::REF_TTL;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, State};
 use crate::reference::{BundleId, Selector, Version};
 use crate::source::{Deadline, Source};
+use crate::sync::lock;
 
 /// The life of what cannot change.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);

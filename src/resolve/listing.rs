@@ -21,12 +21,13 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::probe::is_probe;
-use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, lock, remember_absence};
+use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, remember_absence};
 use crate::error::{Error, Result};
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Published, Source};
+use crate::sync::lock;
 
 /// How long a listing is answered from memory: the life of a directory's attributes in the kernel.
 pub const LISTING_TTL: Duration = Duration::from_secs(60);

@@ -186,8 +186,8 @@ impl ApiSource {
                 key = Some(newer);
                 continue;
             }
-            if key.is_some() && (response.status.as_u16() == 401 || response.status.is_success()) {
-                self.keys.judged(!response.status.is_success());
+            if let Some(key) = &key {
+                self.keys.judged(key, route.namespace.as_ref(), &response);
             }
             return Ok(response);
         }
@@ -291,10 +291,15 @@ impl Source for ApiSource {
         &self.name
     }
 
-    fn notice(&self) -> Option<&'static str> {
-        self.keys
-            .is_refused()
-            .then_some("it refuses the key of this mount, which shows public bundles only")
+    fn notice(&self) -> Option<String> {
+        let origin = self.keys.refused()?;
+        Some(format!(
+            "it refuses the key of this mount ({origin}), which shows public bundles only"
+        ))
+    }
+
+    fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        self.keys.refusal(namespace)
     }
 
     async fn resolve(

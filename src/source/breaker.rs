@@ -230,8 +230,12 @@ impl Source for Guarded {
         self.source.name()
     }
 
-    fn notice(&self) -> Option<&'static str> {
+    fn notice(&self) -> Option<String> {
         self.source.notice()
+    }
+
+    fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        self.source.refusal(namespace)
     }
 
     fn tells_namespaces(&self) -> bool {

@@ -179,6 +179,11 @@ impl Response {
         }
     }
 
+    /// What a refusal said, in one printable line without secrets.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// What the answer means for whoever asked for `what`, if it is not a success.
     pub fn error(&self, what: &str) -> Error {
         let (what, origin) = (what.to_owned(), self.origin.clone());

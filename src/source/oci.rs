@@ -32,7 +32,7 @@ pub use named::{Named, NamedSettings, is_api_registry};
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -49,6 +49,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Info, Layer, Manifest};
 use crate::reference::{BundleId, BundleRef, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
+use crate::sync::lock;
 use archive::{Archive, Archives};
 use arrivals::Arrivals;
 use client::RegistryClient;
@@ -102,11 +103,6 @@ impl std::fmt::Debug for OciSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("OciSource").field(&self.name).finish()
     }
-}
-
-/// The maps are consistent after every statement, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A manifest that was fetched and understood.

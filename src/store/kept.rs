@@ -17,8 +17,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::lock;
 use crate::digest::{Digest, Hasher};
+use crate::sync::lock;
 
 /// How many blobs stay open after they were read.
 pub const MOST_OPEN: usize = 512;

@@ -18,13 +18,14 @@ use lru::LruCache;
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::{Loaded, Store, journal_key, lock};
+use super::{Loaded, Store, journal_key};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::Entry;
 use crate::metrics::Counter;
 use crate::reference::VersionRef;
 use crate::source::{Deadline, Source};
+use crate::sync::lock;
 
 /// Most requests that read-ahead has under way for one version.
 const MOST_IN_FLIGHT: usize = 64;

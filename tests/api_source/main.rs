@@ -17,7 +17,7 @@ use musherfs::credentials::{ApiKey, KeyChain};
 use musherfs::digest::Digest;
 use musherfs::error::{Error, Result};
 use musherfs::manifest::{Document, Manifest, State};
-use musherfs::reference::{BundleId, Selector, VersionRef};
+use musherfs::reference::{BundleId, Namespace, Selector, VersionRef};
 use musherfs::source::api::{ApiSettings, ApiSource};
 use musherfs::source::http::{HttpClient, HttpSettings, Timing};
 use musherfs::source::{Deadline, Sink, Source};

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
+use crate::metrics::get;
 use crate::support::registry::{Effect, Fault};
 use crate::{World, output, text, wait_until};
 
@@ -172,4 +173,46 @@ fn a_dead_mount_is_named_explained_from_the_cache_and_cleared() {
     );
     let gone = world.run(&["why", &format!("{dir}/acme")]);
     assert!(text(&gone.stderr).contains("not in a mount"), "{gone:?}");
+}
+
+#[test]
+fn a_mount_that_was_unmounted_in_use_is_detached_until_its_last_user_is_done() {
+    let Some(world) = World::new() else { return };
+    world
+        .registry
+        .publish("acme", "kit", "1.0.0", &[("a.md", b"a\n")]);
+    let dir = world.mountpoint();
+    let dir = dir.to_str().unwrap();
+    let numbers = format!("unix:{}", world.path("metrics.sock").display());
+    world.mount(&["--metrics", &numbers]);
+    let states = |world: &World| -> Vec<String> {
+        let all = world.json(&["status", "--json"]);
+        let all = all.as_array().unwrap().iter();
+        all.map(|one| one["state"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(states(&world), ["mounted"]);
+
+    let user = std::fs::File::open(world.at("acme")).unwrap();
+    assert!(world.run(&["umount", "--lazy", dir]).status.success());
+    assert_eq!(states(&world), ["detached"]);
+    let status = text(&world.run(&["status"]).stdout);
+    assert!(status.contains(" detached "), "{status}");
+    assert!(!status.contains(" up "), "{status}");
+    let status = text(&world.run(&["status", "--long"]).stdout);
+    assert!(status.contains("out of reach for others"), "{status}");
+    let doctor = text(&world.run(&["doctor", dir]).stdout);
+    assert!(doctor.contains("warn detached-mount: "), "{doctor}");
+    assert!(get(&world, "/readyz").starts_with("HTTP/1.0 503"));
+
+    // Nothing is wrong with it once another one is there, and doctor does not take one for the other.
+    world.mount(&[]);
+    let mut both = states(&world);
+    both.sort();
+    assert_eq!(both, ["detached", "mounted"]);
+    let doctor = text(&world.run(&["doctor", dir]).stdout);
+    assert!(doctor.contains("info detached-mount: "), "{doctor}");
+
+    drop(user);
+    wait_until("only the other is left", || states(&world) == ["mounted"]);
 }

@@ -269,6 +269,53 @@ fn a_bundle_that_needs_a_key_says_so() {
 }
 
 #[test]
+fn a_key_that_the_registry_refuses_is_named_as_the_cause_by_where_it_is_from() {
+    const STALE: &str = "mush_of_yesterday_0123456789";
+    let Some(mut world) = World::with_registry(TestRegistry::start_with_token(KEY)) else {
+        return;
+    };
+    let files: &[(&str, &[u8])] = &[("a.md", b"a\n"), ("b.md", b"b\n")];
+    world
+        .registry
+        .publish_private("acme", "secret", "1.0.0", files);
+    world.registry.publish("acme", "kit", "1.0.0", files);
+    world.key = Some(STALE);
+    world.mount(&["--readahead", "0"]);
+    // What is public is there, so that what is private looks as if there were no such bundle.
+    assert_eq!(std::fs::read(world.at("acme/kit/a.md")).unwrap(), b"a\n");
+    world.complaint("acme/secret/a.md");
+    world.complaint("acme/secret@1.0.0/a.md");
+    for path in ["acme/secret/a.md", "acme/secret@1.0.0/a.md"] {
+        let why = world.why(path);
+        let reason = why["reason"].as_str().unwrap();
+        assert!(reason.contains("refuses the key (MUSHER_API_KEY)"), "{why}");
+        assert!(reason.contains("401"), "{why}");
+        let remedy = why["remedy"].as_str().unwrap();
+        assert!(remedy.contains("mount again with one"), "{why}");
+        assert!(!why.to_string().contains(STALE), "{why}");
+    }
+    let said = world.run(&["why", world.at("acme/secret").to_str().unwrap()]);
+    let said = text(&said.stdout);
+    assert!(said.contains("because   "), "{said}");
+    assert!(said.contains("refuses the key"), "{said}");
+    // It is no cause of what is there, nor of what certainly never was.
+    for path in ["acme/kit/b.md", "acme/kit/nothing.md", "acme/.git"] {
+        let why = world.why(path);
+        assert!(!why.to_string().contains("refuses"), "{why}");
+    }
+
+    // It may be of a file that is listed, but not to be read.
+    world
+        .registry
+        .fault(Fault::new(Effect::Status(403)).on_content());
+    let denied = world.complaint("acme/kit/b.md");
+    assert!(denied.contains("Permission denied"), "{denied}");
+    let why = world.why("acme/kit/b.md");
+    assert_failure(&why, "EACCES", "MUSHER_API_KEY");
+    assert!(why["reason"].as_str().unwrap().contains("refuses"), "{why}");
+}
+
+#[test]
 fn a_mount_whose_key_is_refused_says_so_whatever_key_the_shell_has() {
     let Some(mut world) = World::with_registry(TestRegistry::start_with_token(KEY)) else {
         return;

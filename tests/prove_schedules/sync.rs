@@ -9,6 +9,11 @@ pub use shuttle::future::spawn;
 pub use shuttle::sync::{Mutex, MutexGuard, atomic};
 pub use std::sync::PoisonError;
 
+/// The same of a lock that is scheduled.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Here the scheduler may let somebody else go on.
 pub fn between() {
     atomic::AtomicBool::new(false).load(atomic::Ordering::SeqCst);
@@ -21,7 +26,7 @@ pub async fn sleep(_: Duration) {
 
 /// The lock of a file is between processes; here these are tasks of one thread, none of which may
 /// wait in the kernel for another.
-pub fn lock(file: &File) -> io::Result<()> {
+pub fn lock_file(file: &File) -> io::Result<()> {
     loop {
         between();
         match file.try_lock() {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /metrics` | all numbers, in OpenMetrics text |
 //! | `GET /healthz` | 200 as long as the daemon runs |
-//! | `GET /readyz` | 200 if the mount answers, 503 if it does not |
+//! | `GET /readyz` | 200 if the mount answers, 503 if it does not, or nobody new can reach it |
 //!
 //! Whoever can reach the address can read names of bundles from nowhere in it: labels are kinds of
 //! requests, results and the URLs of sources, never paths. The port is on loopback only.
@@ -31,7 +31,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Mutex;
 
-use super::Control;
+use super::{Control, status};
 use crate::metrics::Counter;
 use crate::metrics::requests::{Operation, Outcome, TIME_BOUNDS};
 use crate::mount::touch::{self, Liveness};
@@ -170,6 +170,10 @@ async fn numbers(State(scrape): State<Arc<Scrape>>) -> Response {
 
 /// Asks the mount from another process: a thread of this one would wait for itself.
 async fn ready(State(scrape): State<Arc<Scrape>>) -> Response {
+    // What is at the path now is not the mount.
+    if scrape.control.state() == status::State::Detached {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the mount is detached\n").into_response();
+    }
     let mut last = scrape.ready.lock().await;
     let liveness = match &*last {
         Some((at, liveness)) if at.elapsed() < READY_FOR => *liveness,

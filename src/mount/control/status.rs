@@ -11,12 +11,24 @@ use serde::{Deserialize, Serialize};
 use super::Control;
 use super::why::FailureReport;
 use crate::metrics::Counter;
-use crate::mount::mountinfo::MountId;
+use crate::mount::mountinfo::{MountId, MountTable};
 use crate::source::Source as _;
 use crate::source::breaker::BreakerState;
 
 /// How many failures are told.
 const FAILURES: usize = 10;
+
+/// Whether anybody new can reach a mount that is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is in the tree.
+    #[default]
+    Mounted,
+    /// It was unmounted while it was in use: only who used it then still can, and is served until
+    /// done.
+    Detached,
+}
 
 /// What a running mount says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +42,9 @@ pub struct Status {
     pub mountpoint: PathBuf,
     /// Which mount that is.
     pub mount: MountId,
+    /// Whether it is still there. Daemons of older versions do not say.
+    #[serde(default)]
+    pub state: State,
     /// The registry's URL.
     pub registry: String,
     /// When it was mounted.
@@ -133,6 +148,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mountpoint: self.mountpoint.clone(),
             mount: self.mount,
+            state: self.state(),
             registry: self.registry.clone(),
             since: self.since,
             uptime_seconds: u64::try_from(age.as_secs()).unwrap_or(0),
@@ -167,6 +183,15 @@ impl Control {
         }
     }
 
+    /// Told by the daemon, since the tables of other processes may be of other mount namespaces. A
+    /// table that cannot be read tells nothing, and nearly all mounts are mounted.
+    pub(super) fn state(&self) -> State {
+        match MountTable::read() {
+            Ok(table) if table.find(self.mount).is_none() => State::Detached,
+            _ => State::Mounted,
+        }
+    }
+
     fn sources(&self) -> Vec<SourceStatus> {
         let status = |source: &std::sync::Arc<crate::source::breaker::Guarded>| {
             let (state, retry_in) = match source.state() {
@@ -179,7 +204,7 @@ impl Control {
                 state: state.to_owned(),
                 retry_in_seconds: retry_in,
                 error: source.last_error().map(|error| error.to_string()),
-                notice: source.notice().map(str::to_owned),
+                notice: source.notice(),
             }
         };
         self.sources.all().iter().map(status).collect()

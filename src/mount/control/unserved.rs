@@ -138,11 +138,9 @@ fn records(runtime_dir: &Path, table: &MountTable) -> Vec<Record> {
         let text = fs::read(&path).unwrap_or_default();
         let record = serde_json::from_slice::<Record>(&text).ok();
         let is_there = |record: &Record| {
-            table.by_id(record.mount.id).is_some_and(|mount| {
-                mount.is_musherfs()
-                    && mount.id == record.mount
-                    && mount.mountpoint == record.mountpoint
-            })
+            table
+                .find(record.mount)
+                .is_some_and(|mount| mount.is_musherfs() && mount.mountpoint == record.mountpoint)
         };
         match record.filter(is_there) {
             Some(record) => records.push(record),

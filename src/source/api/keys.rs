@@ -3,24 +3,30 @@
 //! Looking may read files and ask a keyring, so it happens on a thread of its own and once for all
 //! who wait for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lru::LruCache;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::credentials::{ApiKey, KeyChain};
+use crate::credentials::{ApiKey, KeyChain, KeyOrigin};
 use crate::error::{Error, Result};
+use crate::reference::Namespace;
 use crate::single_flight::SingleFlight;
-use crate::source::http::Authorization;
+use crate::source::http::{Authorization, Response};
 
 /// How long "there is no key" is believed: somebody may log in while the mount is up.
 const ABSENT_FOR: Duration = Duration::from_secs(60);
 
+/// Of how many namespaces a refusal is remembered, those that were asked for last.
+const MOST_NAMESPACES: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
 /// A key, ready to be sent.
 pub(super) struct Key {
     key: ApiKey,
+    origin: KeyOrigin,
     authorization: Authorization,
 }
 
@@ -37,12 +43,24 @@ struct Known {
     looked: Option<Instant>,
 }
 
+/// What the registry last said against the key.
+struct Refusals {
+    /// That it is none of its own.
+    key: Option<Refusal>,
+    /// That it may not read these namespaces.
+    namespaces: LruCache<Namespace, Refusal>,
+}
+
+struct Refusal {
+    origin: KeyOrigin,
+    reason: String,
+}
+
 /// The key of one registry.
 pub(super) struct Keys {
     registry: String,
     chain: KeyChain,
-    /// Whether the registry refused the key when it last said something about it.
-    is_refused: AtomicBool,
+    refusals: Mutex<Refusals>,
     known: Arc<Mutex<Known>>,
     looks: SingleFlight<(), Result<Option<Arc<Key>>>>,
 }
@@ -52,7 +70,10 @@ impl Keys {
         Self {
             registry: registry.to_owned(),
             chain,
-            is_refused: AtomicBool::new(false),
+            refusals: Mutex::new(Refusals {
+                key: None,
+                namespaces: LruCache::new(MOST_NAMESPACES),
+            }),
             known: Arc::default(),
             looks: SingleFlight::default(),
         }
@@ -70,25 +91,70 @@ impl Keys {
         self.look().await
     }
 
-    /// Whether the registry refused the key when it was last sent.
-    pub(super) fn is_refused(&self) -> bool {
-        self.is_refused.load(Ordering::Relaxed)
+    /// Where the key is from that the registry refused when it was last sent.
+    pub(super) fn refused(&self) -> Option<KeyOrigin> {
+        let refusals = self.refusals();
+        Some(refusals.key.as_ref()?.origin.clone())
     }
 
-    /// Notes whether the registry takes the key; each change of that is logged once.
-    pub(super) fn judged(&self, refused: bool) {
-        if self.is_refused.swap(refused, Ordering::Relaxed) == refused {
-            return;
-        }
+    /// What the registry last said against reading a namespace with the key, and where that is from.
+    pub(super) fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        let refusals = self.refusals();
         let registry = &self.registry;
-        if refused {
-            warn!(
+        if let Some(Refusal { origin, reason }) = &refusals.key {
+            return Some(format!("{registry} refuses the key ({origin}): {reason}"));
+        }
+        let Refusal { origin, reason } = refusals.namespaces.peek(namespace)?;
+        Some(format!(
+            "{registry} refuses {namespace} to the key ({origin}): {reason}"
+        ))
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what an answer to the key, about `namespace` perhaps, says of the key itself; each change
+    /// of whether the registry takes it at all is logged once.
+    pub(super) fn judged(&self, key: &Key, namespace: Option<&Namespace>, answer: &Response) {
+        let refusal = || Refusal {
+            origin: key.origin.clone(),
+            reason: answer.reason().to_owned(),
+        };
+        let mut refusals = self.refusals();
+        let was_refused = refusals.key.is_some();
+        match answer.status.as_u16() {
+            401 => refusals.key = Some(refusal()),
+            403 => {
+                if let Some(namespace) = namespace {
+                    refusals.namespaces.put(namespace.clone(), refusal());
+                }
+            }
+            _ if answer.status.is_success() => {
+                refusals.key = None;
+                if let Some(namespace) = namespace {
+                    refusals.namespaces.pop(namespace);
+                }
+            }
+            404 | 410 => {
+                if let Some(namespace) = namespace {
+                    refusals.namespaces.pop(namespace);
+                }
+            }
+            // Nothing about keys.
+            _ => {}
+        }
+        let is_refused = refusals.key.is_some();
+        drop(refusals);
+        let registry = &self.registry;
+        match (was_refused, is_refused) {
+            (false, true) => warn!(
                 registry,
                 "the registry refuses the API key: only public bundles can be fetched; \
                  `musherfs doctor` says where the key is from"
-            );
-        } else {
-            info!(registry, "the registry takes the API key again");
+            ),
+            (true, false) => info!(registry, "the registry takes the API key again"),
+            _ => {}
         }
     }
 
@@ -122,12 +188,16 @@ impl Keys {
         let (chain, known) = (self.chain.clone(), Arc::clone(&self.known));
         self.looks
             .run((), || async move {
-                let key = tokio::task::spawn_blocking(move || chain.lookup())
+                let key = tokio::task::spawn_blocking(move || chain.find())
                     .await
                     .map_err(|_| Error::Internal("looking for the API key failed".into()))??
-                    .map(|key| {
+                    .map(|(key, origin)| {
                         let authorization = Authorization::bearer(key.expose())?;
-                        Ok::<_, Error>(Arc::new(Key { key, authorization }))
+                        Ok::<_, Error>(Arc::new(Key {
+                            key,
+                            origin,
+                            authorization,
+                        }))
                     })
                     .transpose()?;
                 let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);

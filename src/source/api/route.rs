@@ -24,6 +24,8 @@ pub(super) struct Route {
     /// Whether the key is sent along. The hub's public routes do not need to know who asks.
     pub(super) with_key: bool,
     pub(super) accept: &'static str,
+    /// The namespace that it is about.
+    pub(super) namespace: Option<Namespace>,
 }
 
 /// Who answers.
@@ -74,12 +76,21 @@ impl Side {
             target,
             with_key: self == Self::Namespace,
             accept: JSON,
+            namespace: None,
+        }
+    }
+
+    fn route_in(self, namespace: &Namespace, target: String) -> Route {
+        Route {
+            namespace: Some(namespace.clone()),
+            ..self.route(target)
         }
     }
 
     /// `:resolve`, with the query as the server should understand it.
     pub(super) fn resolve(self, bundle: &BundleId, query: Option<(&str, &str)>) -> Route {
-        let mut route = self.route(format!("{}:resolve", self.bundle(bundle)));
+        let target = format!("{}:resolve", self.bundle(bundle));
+        let mut route = self.route_in(&bundle.namespace, target);
         if let Some((name, value)) = query {
             route.add(name, value);
         }
@@ -88,11 +99,12 @@ impl Side {
 
     /// All content of a version.
     pub(super) fn pull(self, version: &VersionRef) -> Route {
-        self.route(format!(
+        let target = format!(
             "{}/versions/{}:pull",
             self.bundle(&version.bundle),
             segment(version.version.as_str())
-        ))
+        );
+        self.route_in(&version.bundle.namespace, target)
     }
 
     /// The content of one file.
@@ -106,7 +118,7 @@ impl Side {
                 .join("/"),
         };
         let target = format!("{}/assets/{path}", self.bundle(&version.bundle));
-        let mut route = self.route(target);
+        let mut route = self.route_in(&version.bundle.namespace, target);
         route.add("version", version.version.as_str());
         // A server may send the bytes themselves.
         route.accept = "application/json, application/problem+json, */*;q=0.5";
@@ -133,20 +145,22 @@ impl Route {
 
     /// One version with its list of files.
     pub(super) fn version(version: &VersionRef) -> Self {
+        let namespace = &version.bundle.namespace;
         let bundle = Side::Namespace.bundle(&version.bundle);
         let version = segment(version.version.as_str());
-        Self::personal(&format!("{bundle}/versions/{version}"))
+        Side::Namespace.route_in(namespace, format!("{bundle}/versions/{version}"))
     }
 
     /// The list of versions; paged.
     pub(super) fn versions(bundle: &BundleId) -> Self {
-        Self::personal(&format!("{}/versions", Side::Namespace.bundle(bundle)))
+        let target = format!("{}/versions", Side::Namespace.bundle(bundle));
+        Side::Namespace.route_in(&bundle.namespace, target)
     }
 
     /// The bundles of a namespace; paged.
     pub(super) fn bundles(namespace: &Namespace) -> Self {
-        let namespace = segment(namespace.as_str());
-        Self::personal(&format!("/v1/namespaces/{namespace}/bundles"))
+        let target = format!("/v1/namespaces/{}/bundles", segment(namespace.as_str()));
+        Side::Namespace.route_in(namespace, target)
     }
 
     /// The public bundles of a namespace; paged.

@@ -203,6 +203,10 @@ impl Source for Beside {
         self.api.name()
     }
 
+    fn refusal(&self, namespace: &Namespace) -> Option<String> {
+        self.api.refusal(namespace)
+    }
+
     fn tells_namespaces(&self) -> bool {
         self.api.tells_namespaces()
     }

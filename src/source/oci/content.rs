@@ -7,14 +7,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::OciSource;
 use super::archive::Archive;
 use super::model::MAX_BLOB;
 use super::reference::Repository;
-use super::{OciSource, lock};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Entry, Manifest};
 use crate::source::{Deadline, Sink};
+use crate::sync::lock;
 
 /// How long an archive may take, whatever the deadlines of those who wait for it are: the largest
 /// at 2 Mbit/s. One that stops coming ends sooner.
