@@ -19,10 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{inode, lock};
+use super::inode;
 use crate::manifest::Entry;
 use crate::metrics::{Counter, Metrics};
 use crate::store::{Loaded, Store};
+use crate::sync::lock;
 
 /// After how many files in order the next ones are expected.
 const SIGN: u32 = 3;

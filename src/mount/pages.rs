@@ -12,13 +12,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 use tracing::debug;
 
 use crate::fs::ahead::{LARGE, PageCache};
+use crate::sync::lock;
 
 /// The notification that carries content.
 const STORE: i32 = 4;
@@ -50,13 +51,8 @@ impl Pages {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        self.way().socket = Some(ours);
+        lock(&self.0).socket = Some(ours);
         Ok(theirs)
-    }
-
-    /// Consistent after every statement, so a poisoned lock is still good.
-    fn way(&self) -> std::sync::MutexGuard<'_, Way> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,13 +75,13 @@ impl Way {
 
 impl PageCache for Pages {
     fn store(&self, ino: u64, content: &[u8]) -> bool {
-        let mut way = self.way();
+        let mut way = lock(&self.0);
         notify(&mut way.message, ino, content);
         way.message.len() < MESSAGE || way.send()
     }
 
     fn flush(&self) {
-        self.way().send();
+        lock(&self.0).send();
     }
 }
 
