@@ -29,12 +29,14 @@ pub mod clean;
 mod dialect;
 mod dir;
 mod entry;
+mod key;
 mod scan;
 mod temp;
 pub mod verify;
 
 pub use blob::{Blob, BlobWriter};
 pub use entry::{CachedManifest, CachedRef};
+pub use key::key_of;
 pub use scan::{BlobFile, EntryPlace, Usage};
 pub use temp::Gate;
 

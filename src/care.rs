@@ -32,18 +32,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::cache::Cache;
 use crate::cache::clean::Needed;
-use crate::digest::Digest;
+use crate::cache::{Cache, key_of};
 use crate::error::{Error, Result};
 use pins::Pins;
-
-/// The name of a cache in file names: the same root under two names (a link) has one.
-fn key_of(root: &Path) -> String {
-    let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
-    let hash = Digest::of(root.as_os_str().as_encoded_bytes()).hex();
-    hash[..32].to_owned()
-}
 
 /// What must stay in `cache` whatever its age: what is pinned, and what running mounts serve.
 ///

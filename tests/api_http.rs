@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +16,9 @@ use musherfs::source::http::{
 };
 use musherfs::source::{Deadline, Sink};
 use support::fault_server::{FaultServer, Reply};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
 /// Retries without pauses; everything else as usual.
 fn hasty() -> Timing {
@@ -488,4 +492,58 @@ mod tls {
         assert!(malformed(answer).contains("from https"));
         assert!(plain.requests().is_empty());
     }
+}
+
+/// A server that keeps its connections, and answers when `together` requests are there. How many
+/// connections are open, and how many there have been.
+async fn patient_server(together: usize) -> (String, watch::Receiver<(usize, usize)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (connections, seen) = watch::channel((0, 0));
+    let waiting = Arc::new(Semaphore::new(0));
+    tokio::spawn(async move {
+        let connections = Arc::new(connections);
+        let asked = Arc::new(AtomicUsize::new(0));
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.send_modify(|(open, ever)| (*open, *ever) = (*open + 1, *ever + 1));
+            let (connections, asked) = (Arc::clone(&connections), Arc::clone(&asked));
+            let waiting = Arc::clone(&waiting);
+            tokio::spawn(async move {
+                let (reader, mut writer) = stream.into_split();
+                let mut lines = tokio::io::BufReader::new(reader).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if !line.is_empty() {
+                        continue;
+                    }
+                    if asked.fetch_add(1, SeqCst) + 1 == together {
+                        waiting.add_permits(1024);
+                    }
+                    let _turn = waiting.acquire().await.unwrap();
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                    if writer.write_all(answer).await.is_err() {
+                        break;
+                    }
+                }
+                connections.send_modify(|(open, _)| *open -= 1);
+            });
+        }
+    });
+    (url, seen)
+}
+
+#[tokio::test]
+async fn of_the_connections_that_a_burst_opens_a_few_stay() {
+    const FEW: usize = 8;
+    let burst = 4 * FEW;
+    let (url, mut connections) = patient_server(burst).await;
+    let client = client(hasty());
+    let all = (0..burst).map(|_| async { client.get(&request(&url), soon()).await.unwrap() });
+    futures_util::future::join_all(all).await;
+    let most = connections.borrow().1;
+    assert!(most >= burst, "{most}");
+    let deadline = Duration::from_secs(60);
+    let few = connections.wait_for(|(open, _)| *open <= FEW);
+    tokio::time::timeout(deadline, few).await.unwrap().unwrap();
+    client.get(&request(&url), soon()).await.unwrap();
+    assert_eq!(connections.borrow().1, most, "one that stayed is used");
 }

@@ -12,8 +12,8 @@
 //! kernel answers from its page cache is not seen here, nor need it be.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -105,10 +105,15 @@ impl Recency {
     }
 
     fn read(&self) -> HashMap<Digest, u64> {
-        let bytes = fs::read(&self.path).unwrap_or_default();
-        let (records, _) = bytes.as_chunks::<RECORD>();
         let mut known = HashMap::new();
-        for record in records {
+        let Ok(file) = File::open(&self.path) else {
+            return known;
+        };
+        // Piece by piece: most records are repeats, and whatever a thread has ever needed at once its
+        // allocator keeps.
+        let mut records = BufReader::new(file);
+        let mut record = [0; RECORD];
+        while records.read_exact(&mut record).is_ok() {
             let (digest, at) = record.split_at(32);
             if let (Ok(digest), Ok(at)) = (digest.try_into(), at.try_into()) {
                 known.insert(Digest::from_bytes(digest), u64::from_le_bytes(at));
@@ -132,6 +137,8 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 use crate::care::keeper;
@@ -118,11 +119,19 @@ impl SourceArgs {
     }
 }
 
+/// How long a thread for what waits for the disk stays without work.
+///
+/// Its threads take turns, so that with a little to do all the time none would ever be without work
+/// for tokio's 10 s: as many as the largest burst took would stay, each with the memory that its
+/// allocator keeps for it. Starting one takes some 30 µs.
+const IDLE: Duration = Duration::from_millis(20);
+
 /// A runtime for the network: a few threads, since they mostly wait.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("musherfs")
+        .thread_keep_alive(IDLE)
         .enable_all()
         .build()
         .map_err(|error| Error::Internal(format!("no runtime: {error}")).into())
@@ -262,6 +271,57 @@ impl Context {
             (&self.config.api_key_file.origin, &self.given_key)
         {
             tracing::warn!("{option} is not read: {KEY_VARIABLE} is set, and wins");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::Barrier;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Tells when the thread ends that it is given to.
+    struct Life(mpsc::Sender<()>);
+
+    impl Drop for Life {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
+    thread_local! {
+        static LIFE: RefCell<Option<Life>> = const { RefCell::new(None) };
+    }
+
+    #[test]
+    fn the_threads_of_a_burst_end_although_there_is_always_a_little_to_do() {
+        const BURST: usize = 32;
+        // What so little takes.
+        const FEW: usize = 8;
+        let runtime = runtime().unwrap();
+        let (told, ends) = mpsc::channel();
+        let all_there = Arc::new(Barrier::new(BURST));
+        let burst: Vec<_> = (0..BURST)
+            .map(|_| {
+                let (life, all_there) = (Life(told.clone()), Arc::clone(&all_there));
+                runtime.spawn_blocking(move || {
+                    LIFE.set(Some(life));
+                    all_there.wait();
+                })
+            })
+            .collect();
+        runtime.block_on(futures_util::future::join_all(burst));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut ended = 0;
+        while ended < BURST - FEW {
+            assert!(Instant::now() < deadline, "{ended} have ended");
+            // Each gets some of it, if it is still there.
+            runtime.block_on(runtime.spawn_blocking(|| ())).unwrap();
+            ended += usize::from(ends.recv_timeout(Duration::from_millis(10)).is_ok());
         }
     }
 }

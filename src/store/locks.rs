@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use crate::cache::key_of;
 use crate::digest::Digest;
 use crate::source::Deadline;
 use crate::sync::{between, sleep};
@@ -45,16 +46,10 @@ impl Drop for Held {
 }
 
 impl Locks {
-    /// Locks below `state/locks/<hash of the cache root>/`; none at all without a state directory.
+    /// Locks below `state/locks/<the cache's key>/`; none at all without a state directory.
     pub fn new(state: Option<&Path>, cache_root: &Path) -> Self {
-        let dir = state.map(|state| {
-            // The same root under two names (a link) should give the same locks.
-            let root = fs::canonicalize(cache_root).unwrap_or_else(|_| cache_root.to_owned());
-            let hash = Digest::of(root.as_os_str().as_encoded_bytes()).hex();
-            state.join("locks").join(&hash[..32])
-        });
         Self {
-            dir,
+            dir: state.map(|state| state.join("locks").join(key_of(cache_root))),
             complained: Once::new(),
         }
     }

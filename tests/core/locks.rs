@@ -33,6 +33,20 @@ async fn a_lock_excludes_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_cache_that_is_not_there_yet_has_the_same_locks_through_a_link() {
+    let state = tempfile::tempdir().unwrap();
+    let disk = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(disk.path(), &link).unwrap();
+    let one = Locks::new(Some(state.path()), &disk.path().join("musher/cache"));
+    let linked = Locks::new(Some(state.path()), &link.join("musher/cache"));
+    let soon = || Deadline::after(Duration::from_millis(50));
+    let _held = one.acquire(Digest::of(b"x"), soon()).await.unwrap();
+    assert!(linked.acquire(Digest::of(b"x"), soon()).await.is_none());
+}
+
+#[tokio::test]
 async fn without_a_usable_directory_there_is_no_lock_and_no_error() {
     let deadline = Deadline::after(Duration::from_secs(5));
     let locks = Locks::new(None, Path::new("/nowhere"));

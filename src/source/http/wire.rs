@@ -20,6 +20,13 @@ use url::{Host, Url};
 use super::{HttpSettings, problem};
 use crate::error::{Error, Result};
 
+/// Most connections to one host that stay open without being used.
+///
+/// A burst of requests (names that are refreshed, read-ahead) opens one each over HTTP/1.1. Used in
+/// turn they would all stay, and each keeps a buffer of up to 400 KiB once it has carried a file of
+/// that size. What one reader and its read-ahead need between bursts finds one of these.
+const MOST_IDLE: usize = 8;
+
 /// `127.0.0.0/8`, `::1` and `localhost`.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -194,6 +201,7 @@ impl Wires {
                 // Followed, counted and retried by the caller.
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
+                .pool_max_idle_per_host(MOST_IDLE)
                 // A laptop that slept has connections which only look alive.
                 .http2_keep_alive_interval(Some(Duration::from_secs(15)))
                 .http2_keep_alive_timeout(Duration::from_secs(5));
