@@ -16,7 +16,8 @@
 //!   local packs, which no registry has. An evicted blob that is still open takes its room until it
 //!   is closed, so it is closed.
 //! * **A floor**: a twentieth of the disk stays free, whoever filled the rest.
-//! * What does not fit is served without being kept. No reader fails.
+//! * What does not fit is served without being kept, and so is what comes while somebody holds the
+//!   ledger who does not let it go, a process that was stopped. No reader fails or waits for long.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -26,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tracing::{debug, warn};
 
 use super::pins::Pins;
@@ -34,7 +37,7 @@ use super::{key_of, private_file};
 use crate::cache::{BlobFile, Cache, Gate};
 use crate::digest::Digest;
 use crate::reference::HostId;
-use crate::sync::{self, Mutex, MutexGuard, PoisonError};
+use crate::sync::{self, Instant, Mutex, MutexGuard, lock};
 
 /// What is evicted down to, and from where on between times, in hundredths of the limit.
 const LOW: u64 = 80;
@@ -45,6 +48,11 @@ const FLOOR: u64 = 20;
 
 /// A temporary file that nobody has locked or written to for so long is a killed process's.
 const ABANDONED: Duration = Duration::from_secs(10 * 60);
+
+/// How long somebody else may take with the ledger, who perhaps evicts from a large cache; and for how
+/// long nobody is waited for after one who took longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+const IMPATIENCE: Duration = Duration::from_secs(30);
 
 /// A disk hands out whole blocks.
 const BLOCK: u64 = 4096;
@@ -60,6 +68,8 @@ pub struct Quota {
     ledger: PathBuf,
     /// Counts where the ledger cannot be had.
     alone: Mutex<Option<u64>>,
+    /// When somebody last kept the ledger for too long.
+    stuck: Mutex<Option<Instant>>,
     recency: Arc<Recency>,
     pins: Pins,
     evicted: OnceLock<OnEvict>,
@@ -111,6 +121,7 @@ impl Quota {
             max,
             ledger: state.join("quota").join(key_of(root)),
             alone: Mutex::default(),
+            stuck: Mutex::default(),
             recency,
             pins: Pins::new(state),
             evicted: OnceLock::new(),
@@ -127,24 +138,47 @@ impl Quota {
         let _ = self.evicted.set(told);
     }
 
-    fn lock(&self) -> Ledger<'_> {
+    /// Waits for the ledger. Fails only where somebody else has it for too long; where it cannot be
+    /// had at all, this process counts alone.
+    fn lock(&self) -> io::Result<Ledger<'_>> {
+        let was_stuck = *lock(&self.stuck);
+        let patience = match was_stuck {
+            Some(since) if Instant::now().saturating_duration_since(since) < IMPATIENCE => {
+                Duration::ZERO
+            }
+            _ => PATIENCE,
+        };
         let attempt = private_file(&self.ledger, OpenOptions::new().read(true).write(true))
-            .and_then(|file| sync::lock_file(&file).map(|()| file));
+            .and_then(|file| sync::lock_file(&file, patience).map(|()| file));
         match attempt {
-            Ok(file) => Ledger::Shared(file),
+            Ok(file) => {
+                if was_stuck.is_some() {
+                    *lock(&self.stuck) = None;
+                }
+                Ok(Ledger::Shared(file))
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                if patience > Duration::ZERO {
+                    *lock(&self.stuck) = Some(Instant::now());
+                    warn!(path = %self.ledger.display(), "another process keeps the cache's ledger locked; nothing is cached meanwhile");
+                }
+                Err(error)
+            }
             Err(error) => {
-                let alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+                let alone = lock(&self.alone);
                 if alone.is_none() {
                     warn!(path = %self.ledger.display(), %error, "the cache's limit is kept by this process alone");
                 }
-                Ledger::Alone(alone)
+                Ok(Ledger::Alone(alone))
             }
         }
     }
 
     /// Takes stock, and makes room if the cache has come near its limit. What it takes then.
     pub fn settle(&self) -> u64 {
-        let mut ledger = self.lock();
+        let Ok(mut ledger) = self.lock() else {
+            return self.cache.allocated();
+        };
         let mut used = self.cache.allocated();
         sync::between();
         if used > self.max / 100 * HIGH || self.lacks(0) > 0 {
@@ -238,8 +272,8 @@ impl Quota {
     }
 }
 
-impl Gate for Quota {
-    fn grow(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+impl Quota {
+    fn reserve(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         let full = || {
             io::Error::new(
                 io::ErrorKind::StorageFull,
@@ -249,7 +283,7 @@ impl Gate for Quota {
         if bytes > self.max {
             return Err(full());
         }
-        let mut ledger = self.lock();
+        let mut ledger = self.lock()?;
         let mut used = ledger.read().unwrap_or_else(|| self.cache.allocated());
         sync::between();
         let fits = |used: u64| used.saturating_add(bytes) <= self.max && self.lacks(bytes) == 0;
@@ -269,5 +303,15 @@ impl Gate for Quota {
         ledger.write(used + bytes)?;
         sync::between();
         grow()
+    }
+}
+
+impl Gate for Quota {
+    fn grow(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        // Downloads come here in tasks: whoever else is on this thread goes on elsewhere.
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => block_in_place(|| self.reserve(bytes, grow)),
+            _ => self.reserve(bytes, grow),
+        }
     }
 }

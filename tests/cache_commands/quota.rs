@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::house::{House, is_long};
+use crate::house::{House, files_below, is_long};
 use crate::support::cache::taken_at_once;
 use crate::support::fuse::{require_fuse, skip};
 use crate::support::registry::PATIENCE;
@@ -290,6 +290,42 @@ fn what_was_read_last_is_evicted_last() {
     assert!(house.blob(&content(15, MIB / 4)).exists());
     assert!(house.blob(&content(0, MIB / 4)).exists());
     assert!(!house.blob(&content(1, MIB / 4)).exists());
+}
+
+#[test]
+fn whoever_keeps_the_ledger_locked_holds_up_no_reader() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    publish(&house, "kit", 0, 20, 100);
+    let options = ["--cache-max-size", "2MiB", "--readahead", "0"];
+    let mount = Daemon::new(&house, "mount", &options);
+    let file = |n: u64| mount.dir.join(format!("acme/kit@1.0.0/{n:04}.txt"));
+    assert_eq!(fs::read(file(0)).unwrap(), content(0, 100));
+    assert!(house.blob(&content(0, 100)).exists());
+    // As a process would that was stopped in the middle of it.
+    let ledgers = files_below(&house.state()).into_iter();
+    let kept: Vec<_> = ledgers
+        .filter(|path| path.parent().unwrap().ends_with("quota"))
+        .map(|path| fs::File::open(path).unwrap())
+        .inspect(|ledger| ledger.lock().unwrap())
+        .collect();
+    assert_eq!(kept.len(), 1);
+    // All of them, although each would be waited for.
+    std::thread::scope(|scope| {
+        for n in 1..20 {
+            let file = file(n);
+            scope.spawn(move || assert_eq!(fs::read(file).unwrap(), content(n, 100)));
+        }
+    });
+    assert!(
+        !house.blob(&content(19, 100)).exists(),
+        "it was not reserved"
+    );
+    drop(kept);
+    house.ok(&["load", "--cache-max-size", "2MiB", "acme/kit@1.0.0"]);
+    assert!(house.blob(&content(19, 100)).exists());
 }
 
 #[test]
