@@ -8,7 +8,6 @@
 //! that moves (`link`), the listing of a namespace (`listing`). The order is: change it here, tell
 //! the kernel (from a thread of its own, see [`Invalidate`]), and only then answer.
 
-pub mod ahead;
 mod explain;
 pub mod failures;
 pub mod in_flight;
@@ -41,7 +40,6 @@ use crate::store::journal::Journal;
 use crate::store::{Loaded, Store};
 use crate::sync::lock;
 
-use ahead::{Follower, PageCache};
 use failures::Failures;
 use in_flight::InFlight;
 use inode::{Inodes, Known, Name, Node, PROBE, ROOT, Tagged};
@@ -141,7 +139,6 @@ pub struct Fs {
     metrics: Arc<Metrics>,
     links: Mutex<HashMap<u64, link::Link>>,
     directories: Mutex<HashMap<u64, listing::Told>>,
-    follower: Follower,
     /// Files whose pages are to go.
     failed_reads: Mutex<HashSet<u64>>,
     failures: Failures,
@@ -166,7 +163,6 @@ impl Fs {
             metrics: settings.metrics,
             links: Mutex::default(),
             directories: Mutex::default(),
-            follower: Follower::default(),
             failed_reads: Mutex::default(),
             failures: Failures::default(),
             in_flight: Arc::default(),
@@ -188,14 +184,6 @@ impl Fs {
     /// Where requests to drop caches go; they are lost until this is set, once.
     pub fn set_kernel(&self, kernel: mpsc::UnboundedSender<Invalidate>) {
         let _ = self.kernel.set(kernel);
-    }
-
-    /// Where the content goes of files that somebody is about to read, unless nothing is to be read
-    /// ahead; all of it has to be asked for until this is set, once.
-    pub fn set_page_cache(&self, kernel: Box<dyn PageCache>) {
-        if self.store.policy().readahead > 0 {
-            self.follower.set_kernel(kernel);
-        }
     }
 
     /// Goes on for a process that served the same kernel and is gone: has the kernel drop the bodies
@@ -231,7 +219,7 @@ impl Fs {
     }
 
     /// What the mount counts.
-    pub fn metrics(&self) -> &Arc<Metrics> {
+    pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
@@ -456,13 +444,7 @@ impl Fs {
             })
         };
         match self.known(root, &tagged) {
-            Some(loaded) => {
-                let found = find(&loaded, name);
-                if let Found::Node(Attr { ino, .. }, ..) = found {
-                    self.follower.looked_up(ino);
-                }
-                Answer::Now(Ok(found))
-            }
+            Some(loaded) => Answer::Now(Ok(find(&loaded, name))),
             None => {
                 let (fs, name, deadline) = (Arc::clone(self), name.to_owned(), self.deadline());
                 later(async move {
@@ -573,10 +555,6 @@ impl Fs {
             && let Some(answer) = self.store.read_now(loaded, index, offset, size, buffer)
         {
             self.metrics.count(Counter::ReadWarm);
-            if offset == 0 && answer.is_ok() {
-                let (store, metrics) = (&self.store, &self.metrics);
-                self.follower.asked(store, metrics, loaded, root, index);
-            }
             return Answer::Now(answer.map(|()| None));
         }
         self.metrics.count(Counter::ReadCold);

@@ -77,8 +77,6 @@ counters! {
     VerifyFailed = "blobs_verify_failed",
     /// Blobs fetched ahead of a reader.
     ReadAhead = "blobs_read_ahead",
-    /// Files offered to the kernel's page cache before it asked for them.
-    PageAhead = "files_page_ahead",
 }
 
 /// The counters of one process or one mount.

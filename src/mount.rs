@@ -36,7 +36,6 @@ pub mod invalidate;
 pub mod keeper;
 pub mod locate;
 pub mod mountinfo;
-pub mod pages;
 mod point;
 pub mod resume;
 pub mod service;

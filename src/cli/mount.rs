@@ -87,7 +87,7 @@ pub(super) struct Args {
     #[arg(long)]
     local_packs: bool,
 
-    /// How far to fetch ahead of readers; 0 fetches, and has the kernel cache, only what is read
+    /// How far to fetch ahead of readers; 0 fetches only what is read
     /// [env: MUSHERFS_READAHEAD] [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = value::size)]
     readahead: Option<u64>,

@@ -24,7 +24,6 @@ use super::background::Supervisor;
 use super::control::{self, Control, SetLog, events, metrics};
 use super::fdstore::Store;
 use super::keeper::{Given, Orders};
-use super::pages::Pages;
 use super::touch::{self, this_program};
 use super::{Ending, Failure, MountError, MountOptions, MountPoint, Mounted, StopSignals};
 use super::{invalidate, mount_and_serve, resume, serve, service};
@@ -247,12 +246,8 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     let (mounted, serving) = serving
         .await
         .unwrap_or_else(|lost| Err(MountError::io("a task", io::Error::other(lost))))?;
-    let pages = Pages::default();
-    match invalidate::spawn(this_program, &mounted, requests, pages.clone()) {
-        Ok(()) => fs.set_page_cache(Box::new(pages)),
-        Err(error) => {
-            warn!(%error, "no helper for invalidation: symlinks that move are seen late");
-        }
+    if let Err(error) = invalidate::spawn(this_program, &mounted, requests) {
+        warn!(%error, "no helper for invalidation: symlinks that move are seen late");
     }
     if let Err(error) = touch::raise_readahead(mounted.id()) {
         debug!(%error, "the kernel reads 128 KiB ahead");

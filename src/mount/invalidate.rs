@@ -34,7 +34,6 @@ use tracing::{debug, warn};
 
 use super::Mounted;
 use super::keeper::Link;
-use super::pages::{self, Pages};
 use crate::fs::{Invalidate, What};
 use crate::sync::lock;
 
@@ -57,8 +56,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 enum Order {
     /// The descriptor comes with this.
     Begin,
-    /// Where pages come from: see [`super::pages`].
-    Store,
     Drop {
         number: u64,
         ino: u64,
@@ -75,8 +72,7 @@ struct Dropped {
 }
 
 /// Carries out `requests` with the help of `program` (usually [`super::touch::this_program`], started
-/// again and again if need be), until nobody can send requests any more. Each helper also stores
-/// `pages`.
+/// again and again if need be), until nobody can send requests any more.
 ///
 /// # Errors
 ///
@@ -85,7 +81,6 @@ pub fn spawn(
     program: impl Fn() -> Command + Send + 'static,
     mounted: &Mounted,
     requests: UnboundedReceiver<Invalidate>,
-    pages: Pages,
 ) -> io::Result<()> {
     let device = mounted.duplicate()?;
     let mut helpers: Vec<Child> = Vec::new();
@@ -105,7 +100,6 @@ pub fn spawn(
         // It has the other end now: closed here, its death is noticed.
         drop(command);
         link.send(&Order::Begin, Some(device.as_fd()))?;
-        link.send(&Order::Store, Some(pages.open()?.as_fd()))?;
         Ok(link)
     };
     Orders::carry_out(requests, start, PAUSE)
@@ -252,30 +246,16 @@ pub fn help() -> io::Result<()> {
     let Some((Order::Begin, Some(device))) = link.receive()? else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let device = Arc::new(device);
     let answers = Arc::clone(&link);
-    let kernel = Arc::clone(&device);
     let queues = Queues::start(move |number, ino, what| {
         // Not every error is one: what was not cached is dropped, too.
-        let told = tell(&kernel, ino, what);
+        let told = tell(&device, ino, what);
         let unknown = matches!(told, Err(Errno::INVAL | Errno::NOSYS));
         answers.send(&Dropped { number, unknown }, None).is_ok()
     })?;
-    while let Some((order, descriptor)) = link.receive()? {
-        match (order, descriptor) {
-            (Order::Drop { number, ino, what }, _) => {
-                if !queues.add(number, ino, what) {
-                    break;
-                }
-            }
-            (Order::Store, Some(daemon)) => {
-                let kernel = Arc::clone(&device);
-                let store = move || pages::store(&daemon, &kernel);
-                thread::Builder::new()
-                    .name("store".to_owned())
-                    .spawn(store)?;
-            }
-            _ => return Err(io::ErrorKind::InvalidInput.into()),
+    while let Some((Order::Drop { number, ino, what }, _)) = link.receive()? {
+        if !queues.add(number, ino, what) {
+            break;
         }
     }
     Ok(())

@@ -11,7 +11,6 @@ mod links;
 mod listings;
 mod locks;
 mod manifests;
-mod page_ahead;
 mod readahead;
 mod refs;
 mod single_flight;

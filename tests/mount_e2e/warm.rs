@@ -1,4 +1,4 @@
-//! Native speed after the first read: what the kernel has, it does not ask for mount.
+//! Native speed after the first read: what the kernel has, it does not ask for again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use crate::support::fuse::require_fuse;
-use crate::support::mount::{Home, TestMount, eventually, run, succeed};
+use crate::support::mount::{TestMount, run};
 use crate::support::registry::TestRegistry;
 
 /// The kernel's requests since `before`, FORGETs left out: they come when memory is short.
@@ -109,66 +109,4 @@ fn python_opening_files_costs_an_ioctl_each_and_nothing_else() {
     assert!(asked.remove("fuse_ioctl").unwrap_or(0) <= 2);
     assert!(asked.remove("fuse_getattr").unwrap_or(0) <= 2);
     assert_eq!(asked, BTreeMap::new());
-}
-
-/// How many pages of a file the kernel has, without reading any.
-fn pages(file: &Path) -> usize {
-    let script = "
-import ctypes, mmap, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-fd = os.open(sys.argv[1], os.O_RDONLY)
-size = os.fstat(fd).st_size
-there = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-at = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
-if libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(size), there):
-    sys.exit(os.strerror(ctypes.get_errno()))
-print(sum(page & 1 for page in there))
-";
-    let args = ["-c".as_ref(), script.as_ref(), file.as_os_str()];
-    run("python3", args).trim().parse().unwrap()
-}
-
-#[test]
-fn who_reads_one_file_after_the_other_finds_the_next_ones_in_the_kernel() {
-    if !require_fuse() {
-        return;
-    }
-    let registry = TestRegistry::start();
-    // Not whole pages, so that what is behind the end matters, too.
-    let files: Vec<(String, Vec<u8>)> = (0..12)
-        .map(|n| {
-            (
-                format!("f{n:02}.md"),
-                format!("file {n}, ").repeat(1000 - n).into(),
-            )
-        })
-        .collect();
-    let files: Vec<(&str, &[u8])> = files
-        .iter()
-        .map(|(path, text)| (path.as_str(), text.as_slice()))
-        .collect();
-    registry.publish("acme", "kit", "1.0.0", &files);
-    let home = Home::new();
-    succeed(&mut home.command(["load", "--api-url", &registry.url(), "acme/kit@1.0.0"]));
-    let mount = TestMount::of(&registry).home(&home).start();
-    let dir = mount.path("acme/kit@1.0.0");
-    // Listed, so that the kernel knows them.
-    assert_eq!(mount.names("acme/kit@1.0.0").len(), files.len());
-    for (path, text) in &files[..3] {
-        assert_eq!(fs::read(dir.join(path)).as_deref().unwrap(), *text);
-    }
-    // As many as could be read in a moment.
-    let ahead = usize::try_from(mount.counter("files_page_ahead")).unwrap();
-    assert!((1..=8).contains(&ahead), "{ahead}");
-    for (path, text) in &files[3..3 + ahead] {
-        eventually(path, || {
-            (pages(&dir.join(path)) == text.len().div_ceil(4096)).then_some(())
-        });
-    }
-    let before = mount.counters();
-    for (path, text) in &files[3..3 + ahead] {
-        assert_eq!(fs::read(dir.join(path)).as_deref().unwrap(), *text);
-    }
-    assert_eq!(asked(&mount, &before), BTreeMap::new());
 }
