@@ -2,8 +2,9 @@
 
 The short form reads the corpora below tests/fuzz again, and inputs made of them. The long form builds
 the fuzzer's programs (with cargo-fuzz, which it installs below target/ if it is missing) and gives
-each of them half an hour, or FUZZ_MINUTES. New inputs go to target/fuzz/found, those that crash to
-target/fuzz/artifacts: mend the reader, and put the input into tests/fuzz/corpus.
+each of them half an hour, or FUZZ_MINUTES; as many at a time as there are processors, or FUZZ_JOBS.
+New inputs go to target/fuzz/found, those that crash to target/fuzz/artifacts: mend the reader, and put
+the input into tests/fuzz/corpus.
 """
 
 import concurrent.futures
@@ -69,9 +70,10 @@ def main():
         return subprocess.run(command, cwd=ROOT, check=False).returncode
     minutes = float(os.environ.get("FUZZ_MINUTES", "30"))
     seed = int(os.environ.get("MUSHERFS_SEED", "1"))
+    jobs = int(os.environ.get("FUZZ_JOBS", "0")) or os.cpu_count() or 1
     targets = build()
-    numbers, crashed = {"minutes a target": minutes}, []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    numbers, crashed = {"minutes a target": minutes, "targets at a time": jobs}, []
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for target, inputs, crash in pool.map(lambda it: run(it, int(minutes * 60), seed), targets):
             numbers[target] = inputs
             print(f"{target}: {inputs} inputs{', CRASHED' if crash else ''}", flush=True)
