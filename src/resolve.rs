@@ -9,10 +9,6 @@
 //! itself, so its word counts: a name is absent when the registry says so, whatever a mirror lacks,
 //! and an outage is never remembered as an absence.
 //!
-//! Refs outlive the process in the shared cache, but for ranges. The registry has so many tags, but
-//! somebody can look up any number of ranges, each of which means something; and what one means is
-//! chosen among the versions, which are cached themselves.
-//!
 //! A yanked version is not chosen by a ref, whoever proposes it: the registry, its list of versions,
 //! or the cache.
 
@@ -272,7 +268,7 @@ impl Resolver {
             return Some((local.version, local.remaining));
         }
         let Settings { cache, host, .. } = &self.settings;
-        if is_filed(selector)
+        if selector.is_mutable()
             && let Some(cached) = cache.read_ref(host, bundle, &selector.text())
         {
             return Some((cached.version, Duration::ZERO));
@@ -398,7 +394,7 @@ impl Resolver {
                 told(bundle, selector, resolution);
             }
         }
-        if is_filed(selector) {
+        if selector.is_mutable() {
             let (cache, host) = (Arc::clone(&self.settings.cache), self.settings.host.clone());
             let (bundle, alias, version) = (
                 bundle.clone(),
@@ -428,7 +424,7 @@ impl Resolver {
             });
         }
         let (bundle, selector) = key;
-        if !is_filed(selector) {
+        if !selector.is_mutable() {
             return None;
         }
         let Settings { cache, host, .. } = &self.settings;
@@ -548,14 +544,6 @@ fn keep_at_most<K: Hash + Eq, V>(cache: &mut LruCache<K, V>, most: usize) {
     while cache.len() > most {
         cache.pop_lru();
     }
-}
-
-/// Whether the ref is kept in the shared cache: only a name that the registry has.
-///
-/// Nor is a range that is there believed: other tools write those, too, but an old one may name an
-/// older version than is cached by now.
-fn is_filed(selector: &Selector) -> bool {
-    matches!(selector, Selector::Latest | Selector::Tag(_))
 }
 
 fn describe(bundle: &BundleId, selector: &Selector) -> String {

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use crate::fake::{Fake, Fault, oci_digest, unreachable};
-use crate::{HOST, Machine, cache_ref, cache_version, eventually, soon, split};
+use crate::{Machine, cache_ref, cache_version, eventually, soon, split};
 
 fn registry() -> Arc<Fake> {
     let fake = Fake::new("registry");
@@ -405,34 +405,4 @@ async fn names_that_programs_look_for_everywhere_cost_no_request() {
     assert_eq!(process.target("acme/three.js").await.unwrap(), "1.0.0");
     advance(REF_TTL).await;
     assert_eq!(process.target("acme/three.js").await.unwrap(), "1.0.0");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_range_is_answered_after_a_restart_without_a_file_for_every_spelling() {
-    let (machine, fake) = (Machine::new(), registry());
-    fake.publish("acme/kit@1.4.0", &[("a.md", "more\n")]);
-    fake.publish("acme/kit@2.0.0", &[("a.md", "two\n")]);
-    let spellings = ["^1", "1.x", ">=1.1, <2", "~1.4"].map(|range| format!("acme/kit@{range}"));
-    let process = machine.process(&[&fake]);
-    for name in &spellings {
-        assert_eq!(process.target(name).await.unwrap(), "1.4.0");
-    }
-    assert_eq!(process.target("acme/kit").await.unwrap(), "2.0.0");
-    process.load("acme/kit@1.4.0").await.unwrap();
-    process.load("acme/kit@2.0.0").await.unwrap();
-    let refs = machine.dir.path().join("cache/refs").join(HOST);
-    let files = std::fs::read_dir(refs.join("acme/kit")).unwrap();
-    let files: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
-    assert_eq!(files, ["latest.json"]);
-
-    // What was written of a range by whoever it was, and is older than what is cached.
-    cache_version(&machine.cache(), "acme/kit@1.0.0", Info::default(), &[], 1);
-    cache_ref(&machine.cache(), "acme/kit@^1", "1.0.0", 1);
-    fake.break_calls("", Fault::Fail(unreachable()));
-    for sources in [&[&fake][..], &[]] {
-        let later = machine.process(sources);
-        for name in &spellings {
-            assert_eq!(later.target(name).await.unwrap(), "1.4.0", "{name}");
-        }
-    }
 }
