@@ -487,9 +487,12 @@ impl Cache {
         })
     }
 
-    /// Tells the log, once, that the cache cannot be written.
+    /// Tells the log, once, that the cache cannot be written. Whoever is waited for in vain is told of
+    /// by the gate.
     fn trouble(&self, error: &io::Error) {
-        if !self.shared.warned.swap(true, Ordering::Relaxed) {
+        if error.kind() != io::ErrorKind::TimedOut
+            && !self.shared.warned.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!(
                 root = %self.root().display(),
                 %error,

@@ -29,12 +29,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
 use crate::cache::clean::Needed;
 use crate::cache::{Cache, key_of};
 use crate::error::{Error, Result};
+use crate::sync;
 use pins::Pins;
 
 /// What must stay in `cache` whatever its age: what is pinned, and what running mounts serve.
@@ -57,10 +59,14 @@ pub fn needed(state: &Path, cache: &Cache) -> Result<Needed> {
     Ok(needed)
 }
 
-/// Opens a file that only serves as a lock, and waits for the lock.
+/// How long another process may keep one of the locks here, each of which is for rewriting a file.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a file that only serves as a lock, and waits for the lock, but not for ever: whoever has it may
+/// be stopped.
 fn lock_file(path: &Path) -> io::Result<File> {
     let file = private_file(path, OpenOptions::new().read(true).write(true))?;
-    file.lock()?;
+    sync::lock_file(&file, PATIENCE)?;
     Ok(file)
 }
 

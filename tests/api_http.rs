@@ -391,6 +391,20 @@ async fn a_server_that_echoes_the_key_does_not_get_it_into_errors() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_echoed_where_a_long_text_is_cut_short_leaves_no_part_of_itself() {
+    for before in 185..205 {
+        let echo = format!("{}mush_secret is not valid", "x".repeat(before));
+        let server = FaultServer::script([Reply::problem(403, "forbidden", &echo)]);
+        let authorization = Authorization::bearer("mush_secret").unwrap();
+        let mut request = request(&server.url());
+        request.authorization = Some(&authorization);
+        let response = client(hasty()).get(&request, soon()).await.unwrap();
+        let error = response.error("the thing").to_string();
+        assert!(!error.contains("mu"), "{before}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn at_most_64_requests_are_in_flight() {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
     let server = FaultServer::start({

@@ -54,8 +54,8 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::StorageFull`] if there is no room; `grow` was not called then. Or the error
-    /// of `grow`.
+    /// [`io::ErrorKind::StorageFull`] if there is no room, [`io::ErrorKind::TimedOut`] if another
+    /// process keeps this from being known; `grow` was not called then. Or the error of `grow`.
     fn grow(&self, bytes: u64, grow: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
 }
 

@@ -35,7 +35,7 @@ const PINS: Duration = Duration::from_secs(5 * 60);
 pub fn limit_growth(client: &Client, state: &Path, limit: Option<u64>) -> Option<Arc<Quota>> {
     let root = client.store.cache().root();
     let recency = Arc::new(Recency::new(state, root));
-    limit_with(client, state, limit, recency)
+    limit_with(client, state, limit, recency, Quota::patient)
 }
 
 fn limit_with(
@@ -43,6 +43,7 @@ fn limit_with(
     state: &Path,
     limit: Option<u64>,
     recency: Arc<Recency>,
+    patience: impl FnOnce(Quota) -> Quota,
 ) -> Option<Arc<Quota>> {
     let cache = client.store.cache();
     let others = || {
@@ -50,7 +51,7 @@ fn limit_with(
         running.iter().filter_map(|lease| lease.max_size).min()
     };
     let max = limit.or_else(others)?;
-    let quota = Arc::new(Quota::new(state, cache.root(), max, recency));
+    let quota = Arc::new(patience(Quota::new(state, cache.root(), max, recency)));
     let store = Arc::downgrade(&client.store);
     quota.on_evict(Box::new(move |digests| {
         if let Some(store) = store.upgrade() {
@@ -98,7 +99,7 @@ impl Keeper {
                 warn!(%error, "no lease: `musherfs cache clean` may remove what this mount needs");
             })
             .ok();
-        let quota = limit_with(client, state, limit, Arc::clone(&recency));
+        let quota = limit_with(client, state, limit, Arc::clone(&recency), |quota| quota);
         client.store.observe(Arc::new(Noted {
             lease,
             recency: Arc::clone(&recency),

@@ -49,9 +49,12 @@ const FLOOR: u64 = 20;
 /// A temporary file that nobody has locked or written to for so long is a killed process's.
 const ABANDONED: Duration = Duration::from_secs(10 * 60);
 
-/// How long somebody else may take with the ledger, who perhaps evicts from a large cache; and for how
-/// long nobody is waited for after one who took longer.
+/// How long another process may take with the ledger, which perhaps evicts from a large cache: what
+/// readers who wait for a file can spare, and a command.
 const PATIENCE: Duration = Duration::from_secs(2);
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
+
+/// For how long nobody is waited for after one who took longer.
 const IMPATIENCE: Duration = Duration::from_secs(30);
 
 /// A disk hands out whole blocks.
@@ -66,9 +69,13 @@ pub struct Quota {
     cache: Cache,
     max: u64,
     ledger: PathBuf,
+    /// How long the others may keep the ledger.
+    patience: Duration,
+    /// Whose turn it is in this process, which waits for itself as long as it takes.
+    turn: Mutex<()>,
     /// Counts where the ledger cannot be had.
     alone: Mutex<Option<u64>>,
-    /// When somebody last kept the ledger for too long.
+    /// When another process last kept the ledger for too long.
     stuck: Mutex<Option<Instant>>,
     recency: Arc<Recency>,
     pins: Pins,
@@ -86,7 +93,10 @@ impl std::fmt::Debug for Quota {
 
 /// What the cache takes, locked against everybody who might change it.
 enum Ledger<'a> {
-    Shared(File),
+    Shared(
+        File,
+        #[allow(dead_code, reason = "held")] MutexGuard<'a, ()>,
+    ),
     Alone(MutexGuard<'a, Option<u64>>),
 }
 
@@ -94,7 +104,7 @@ impl Ledger<'_> {
     fn read(&self) -> Option<u64> {
         match self {
             Self::Alone(used) => **used,
-            Self::Shared(file) => {
+            Self::Shared(file, _) => {
                 let mut bytes = [0; 8];
                 file.read_exact_at(&mut bytes, 0).ok()?;
                 Some(u64::from_le_bytes(bytes))
@@ -108,7 +118,7 @@ impl Ledger<'_> {
                 **known = Some(used);
                 Ok(())
             }
-            Self::Shared(file) => file.write_all_at(&used.to_le_bytes(), 0),
+            Self::Shared(file, _) => file.write_all_at(&used.to_le_bytes(), 0),
         }
     }
 }
@@ -120,6 +130,8 @@ impl Quota {
             cache: Cache::new(root.to_owned()),
             max,
             ledger: state.join("quota").join(key_of(root)),
+            patience: PATIENCE,
+            turn: Mutex::default(),
             alone: Mutex::default(),
             stuck: Mutex::default(),
             recency,
@@ -133,29 +145,44 @@ impl Quota {
         self.max
     }
 
+    /// The same limit for a command, whose user rather waits than goes without.
+    pub fn patient(self) -> Self {
+        Self {
+            patience: LONG_PATIENCE,
+            ..self
+        }
+    }
+
     /// Sets who is told what was evicted; once.
     pub fn on_evict(&self, told: OnEvict) {
         let _ = self.evicted.set(told);
     }
 
-    /// Waits for the ledger. Fails only where somebody else has it for too long; where it cannot be
+    /// Waits for the ledger. Fails only where another process has it for too long; where it cannot be
     /// had at all, this process counts alone.
     fn lock(&self) -> io::Result<Ledger<'_>> {
-        let was_stuck = *lock(&self.stuck);
-        let patience = match was_stuck {
-            Some(since) if Instant::now().saturating_duration_since(since) < IMPATIENCE => {
-                Duration::ZERO
-            }
-            _ => PATIENCE,
+        let turn = lock(&self.turn);
+        let is_stuck =
+            |since: Instant| Instant::now().saturating_duration_since(since) < IMPATIENCE;
+        let patience = match *lock(&self.stuck) {
+            Some(since) if is_stuck(since) => Duration::ZERO,
+            _ => self.patience,
         };
-        let attempt = private_file(&self.ledger, OpenOptions::new().read(true).write(true))
-            .and_then(|file| sync::lock_file(&file, patience).map(|()| file));
-        match attempt {
-            Ok(file) => {
-                if was_stuck.is_some() {
-                    *lock(&self.stuck) = None;
-                }
-                Ok(Ledger::Shared(file))
+        let alone = |error: io::Error| {
+            let alone = lock(&self.alone);
+            if alone.is_none() {
+                warn!(path = %self.ledger.display(), %error, "the cache's limit is kept by this process alone");
+            }
+            Ledger::Alone(alone)
+        };
+        let file = match private_file(&self.ledger, OpenOptions::new().read(true).write(true)) {
+            Ok(file) => file,
+            Err(error) => return Ok(alone(error)),
+        };
+        match sync::lock_file(&file, patience) {
+            Ok(()) => {
+                *lock(&self.stuck) = None;
+                Ok(Ledger::Shared(file, turn))
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 if patience > Duration::ZERO {
@@ -164,21 +191,14 @@ impl Quota {
                 }
                 Err(error)
             }
-            Err(error) => {
-                let alone = lock(&self.alone);
-                if alone.is_none() {
-                    warn!(path = %self.ledger.display(), %error, "the cache's limit is kept by this process alone");
-                }
-                Ok(Ledger::Alone(alone))
-            }
+            Err(error) => Ok(alone(error)),
         }
     }
 
-    /// Takes stock, and makes room if the cache has come near its limit. What it takes then.
-    pub fn settle(&self) -> u64 {
-        let Ok(mut ledger) = self.lock() else {
-            return self.cache.allocated();
-        };
+    /// Takes stock, and makes room if the cache has come near its limit. What it takes then; `None`
+    /// where another process keeps the ledger.
+    pub fn settle(&self) -> Option<u64> {
+        let mut ledger = self.lock().ok()?;
         let mut used = self.cache.allocated();
         sync::between();
         if used > self.max / 100 * HIGH || self.lacks(0) > 0 {
@@ -187,7 +207,7 @@ impl Quota {
         if let Err(error) = ledger.write(used) {
             debug!(%error, "the ledger cannot be written");
         }
-        used
+        Some(used)
     }
 
     fn low(&self) -> u64 {

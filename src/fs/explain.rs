@@ -396,8 +396,7 @@ impl Fs {
             Some(refusal) if may_be_why => explanation.because(
                 format!("{refusal}; without a key only public bundles are shown"),
                 format!(
-                    "replace the key in the file that it is from, or mount again with one that may \
-                     read {namespace}; if it is public, check the spelling"
+                    "mount again with a key that may read {namespace}; if it is public, check the spelling"
                 ),
             ),
             _ => explanation,

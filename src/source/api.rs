@@ -186,7 +186,10 @@ impl ApiSource {
                 key = Some(newer);
                 continue;
             }
-            if let Some(key) = &key {
+            // Another origin, where a redirect led, was not sent the key.
+            if let Some(key) = &key
+                && response.origin == url.origin().ascii_serialization()
+            {
                 self.keys.judged(key, route.namespace.as_ref(), &response);
             }
             return Ok(response);

@@ -523,7 +523,14 @@ impl HttpClient {
             let _ = self
                 .read_body(&mut answer, &mut body, MAX_ERROR_BODY, end)
                 .await;
-            let reason = problem::summary(response.status, &response.headers, &body.0);
+            // The whole of it, before it is cut short: half a key is one too much.
+            let text = match request.authorization {
+                Some(authorization) => authorization
+                    .scrub(String::from_utf8_lossy(&body.0).into_owned())
+                    .into_bytes(),
+                None => body.0.clone(),
+            };
+            let reason = problem::summary(response.status, &response.headers, &text);
             response.reason = match request.authorization {
                 Some(authorization) => authorization.scrub(reason),
                 None => reason,

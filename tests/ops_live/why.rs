@@ -291,7 +291,7 @@ fn a_key_that_the_registry_refuses_is_named_as_the_cause_by_where_it_is_from() {
         assert!(reason.contains("refuses the key (MUSHER_API_KEY)"), "{why}");
         assert!(reason.contains("401"), "{why}");
         let remedy = why["remedy"].as_str().unwrap();
-        assert!(remedy.contains("mount again with one"), "{why}");
+        assert!(remedy.contains("mount again with a key"), "{why}");
         assert!(!why.to_string().contains(STALE), "{why}");
     }
     let said = world.run(&["why", world.at("acme/secret").to_str().unwrap()]);

@@ -173,6 +173,8 @@ impl Keys {
             Ok(key) => {
                 let key = key.filter(is_newer);
                 if key.is_some() {
+                    // What was refused to the former one says nothing about this one.
+                    self.refusals().namespaces.clear();
                     info!("the registry refused the API key, but there is a newer one");
                 }
                 Ok(key)
