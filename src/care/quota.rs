@@ -71,12 +71,11 @@ pub struct Quota {
     ledger: PathBuf,
     /// How long the others may keep the ledger.
     patience: Duration,
-    /// Whose turn it is in this process, which waits for itself as long as it takes.
-    turn: Mutex<()>,
+    /// Whose turn it is in this process, which waits for itself as long as it takes; and when another
+    /// one last kept the ledger for too long.
+    turn: Mutex<Option<Instant>>,
     /// Counts where the ledger cannot be had.
     alone: Mutex<Option<u64>>,
-    /// When another process last kept the ledger for too long.
-    stuck: Mutex<Option<Instant>>,
     recency: Arc<Recency>,
     pins: Pins,
     evicted: OnceLock<OnEvict>,
@@ -95,7 +94,7 @@ impl std::fmt::Debug for Quota {
 enum Ledger<'a> {
     Shared(
         File,
-        #[allow(dead_code, reason = "held")] MutexGuard<'a, ()>,
+        #[allow(dead_code, reason = "held")] MutexGuard<'a, Option<Instant>>,
     ),
     Alone(MutexGuard<'a, Option<u64>>),
 }
@@ -133,7 +132,6 @@ impl Quota {
             patience: PATIENCE,
             turn: Mutex::default(),
             alone: Mutex::default(),
-            stuck: Mutex::default(),
             recency,
             pins: Pins::new(state),
             evicted: OnceLock::new(),
@@ -161,10 +159,10 @@ impl Quota {
     /// Waits for the ledger. Fails only where another process has it for too long; where it cannot be
     /// had at all, this process counts alone.
     fn lock(&self) -> io::Result<Ledger<'_>> {
-        let turn = lock(&self.turn);
+        let mut stuck = lock(&self.turn);
         let is_stuck =
             |since: Instant| Instant::now().saturating_duration_since(since) < IMPATIENCE;
-        let patience = match *lock(&self.stuck) {
+        let patience = match *stuck {
             Some(since) if is_stuck(since) => Duration::ZERO,
             _ => self.patience,
         };
@@ -181,12 +179,12 @@ impl Quota {
         };
         match sync::lock_file(&file, patience) {
             Ok(()) => {
-                *lock(&self.stuck) = None;
-                Ok(Ledger::Shared(file, turn))
+                *stuck = None;
+                Ok(Ledger::Shared(file, stuck))
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 if patience > Duration::ZERO {
-                    *lock(&self.stuck) = Some(Instant::now());
+                    *stuck = Some(Instant::now());
                     warn!(path = %self.ledger.display(), "another process keeps the cache's ledger locked; nothing is cached meanwhile");
                 }
                 Err(error)

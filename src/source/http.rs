@@ -523,17 +523,15 @@ impl HttpClient {
             let _ = self
                 .read_body(&mut answer, &mut body, MAX_ERROR_BODY, end)
                 .await;
-            // The whole of it, before it is cut short: half a key is one too much.
-            let text = match request.authorization {
-                Some(authorization) => authorization
-                    .scrub(String::from_utf8_lossy(&body.0).into_owned())
-                    .into_bytes(),
-                None => body.0.clone(),
-            };
-            let reason = problem::summary(response.status, &response.headers, &text);
+            let summary = |body: &[u8]| problem::summary(response.status, &response.headers, body);
             response.reason = match request.authorization {
-                Some(authorization) => authorization.scrub(reason),
-                None => reason,
+                // The whole of it, before it is cut short: half a key is one too much. And what it
+                // says, where JSON may have spelt the key in another way.
+                Some(authorization) => {
+                    let text = String::from_utf8_lossy(&body.0).into_owned();
+                    authorization.scrub(summary(authorization.scrub(text).as_bytes()))
+                }
+                None => summary(&body.0),
             };
             response.body = body.0.into();
             return Ok(Attempt::Answered(Box::new(response)));

@@ -313,12 +313,15 @@ fn whoever_keeps_the_ledger_locked_holds_up_no_reader() {
         .collect();
     assert_eq!(kept.len(), 1);
     // All of them, although each would be waited for.
-    std::thread::scope(|scope| {
-        for n in 1..20 {
-            let file = file(n);
-            scope.spawn(move || assert_eq!(fs::read(file).unwrap(), content(n, 100)));
-        }
-    });
+    let (sender, answers) = std::sync::mpsc::channel();
+    for n in 1..20 {
+        let (file, sender) = (file(n), sender.clone());
+        std::thread::spawn(move || sender.send((n, fs::read(file))));
+    }
+    for _ in 1..20 {
+        let (n, answer) = answers.recv_timeout(PATIENCE).expect("a reader waits");
+        assert_eq!(answer.unwrap(), content(n, 100));
+    }
     assert!(
         !house.blob(&content(19, 100)).exists(),
         "it was not reserved"
