@@ -222,6 +222,17 @@ fn describe(status: &Status) -> String {
             status.cache.location.display()
         ),
     );
+    let process = &status.process;
+    line(
+        "takes",
+        format!(
+            "{} of memory, {} descriptors, {} threads, {} tasks",
+            size(process.resident_bytes),
+            process.descriptors,
+            process.threads,
+            process.tasks
+        ),
+    );
     let reads = &status.reads;
     line(
         "reads",

@@ -16,6 +16,7 @@ pub mod client;
 pub mod events;
 pub mod follow;
 pub mod metrics;
+pub mod process;
 pub mod status;
 pub mod unserved;
 pub mod why;

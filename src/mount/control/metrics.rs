@@ -31,6 +31,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Mutex;
 
+use super::process::Process;
 use super::{Control, status};
 use crate::metrics::Counter;
 use crate::metrics::requests::{Operation, Outcome, TIME_BOUNDS};
@@ -312,6 +313,7 @@ impl Numbers {
         let usage = self.0.fs.usage();
         let waiting = u64::try_from(self.0.fs.in_flight().len()).unwrap_or(u64::MAX);
         let age = jiff::Timestamp::now().duration_since(self.0.since);
+        let process = Process::current();
         let numbers = [
             ("cache_bytes", "Bytes of content in the cache", usage.bytes),
             ("cache_blobs", "Blobs in the cache", usage.files),
@@ -324,6 +326,22 @@ impl Numbers {
                 "uptime_seconds",
                 "Seconds since the mount was made",
                 u64::try_from(age.as_secs()).unwrap_or(0),
+            ),
+            (
+                "resident_bytes",
+                "Bytes that the daemon has in memory",
+                process.resident_bytes,
+            ),
+            (
+                "descriptors",
+                "Descriptors that the daemon has open",
+                process.descriptors,
+            ),
+            ("threads", "Threads of the daemon", process.threads),
+            (
+                "tasks",
+                "Tasks of the daemon that wait or run",
+                process.tasks,
             ),
         ];
         for (name, help, value) in numbers {

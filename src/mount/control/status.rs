@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Control;
+use super::process::Process;
 use super::why::FailureReport;
 use crate::metrics::Counter;
 use crate::mount::mountinfo::{MountId, MountTable};
@@ -51,6 +52,9 @@ pub struct Status {
     pub since: Timestamp,
     /// Seconds since it was mounted.
     pub uptime_seconds: u64,
+    /// What the daemon takes of the machine. Daemons of older versions do not say.
+    #[serde(default)]
+    pub process: Process,
     /// The level that the log was set to at run time.
     pub log_level: Option<String>,
     /// The sources in the order they are asked, and whether they are asked at the moment.
@@ -152,6 +156,7 @@ impl Control {
             registry: self.registry.clone(),
             since: self.since,
             uptime_seconds: u64::try_from(age.as_secs()).unwrap_or(0),
+            process: Process::current(),
             log_level: log_level.clone(),
             sources: self.sources(),
             cache: CacheStatus {
