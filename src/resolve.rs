@@ -1,4 +1,5 @@
-//! From a moving name to a version; [`listing`] says what is in a namespace.
+//! From a moving name to a version; [`listing`] says what is in a namespace, and
+//! [`namespaces`] which there are.
 //!
 //! A *ref* (the bare name, a tag, a range) is fresh for [`REF_TTL`]. An expired one is asked for
 //! before it is answered; only when that fails is the old answer given, because a name that was
@@ -15,6 +16,7 @@
 mod ask;
 pub mod listing;
 mod locked;
+pub mod namespaces;
 mod probe;
 
 use std::collections::{HashMap, HashSet};
@@ -38,8 +40,9 @@ use crate::single_flight::SingleFlight;
 use crate::source::{Deadline, Source};
 use crate::sync::lock;
 
-pub use listing::{LISTING_TTL, Listing, MOST_LISTED, Presence};
+pub use listing::{LISTING_TTL, Listing, MOST_LISTED};
 pub use locked::Locked;
+pub use namespaces::Presence;
 
 /// How long an absence is remembered, and an old answer given while nobody can be asked.
 pub const ABSENCE_TTL: Duration = Duration::from_secs(5);
@@ -108,6 +111,7 @@ pub struct Resolver {
     /// Versions that a source said are yanked, and has not taken back.
     yanked: Mutex<HashSet<VersionRef>>,
     listed: listing::Listed,
+    namespaces: namespaces::Namespaces,
     order: AtomicU64,
     on_move: RwLock<Vec<OnMove>>,
     locked: OnceLock<Arc<Locked>>,
@@ -132,6 +136,7 @@ impl Resolver {
             flights: SingleFlight::default(),
             yanked: Mutex::default(),
             listed: listing::Listed::default(),
+            namespaces: namespaces::Namespaces::default(),
             order: AtomicU64::new(0),
             on_move: RwLock::default(),
             locked: OnceLock::new(),

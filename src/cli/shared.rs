@@ -26,10 +26,10 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "URL")]
     api_url: Option<String>,
 
-    /// Mount what is in an OCI registry: [http[s]://]HOST[:PORT][/PREFIX], such as ghcr.io
-    /// [env: MUSHER_OCI_REGISTRY_URL]
+    /// Mount what is in an OCI registry: [http[s]://]HOST[:PORT][/PREFIX], such as ghcr.io, or
+    /// oci-layout:DIR [env: MUSHER_OCI_REGISTRY_URL]
     ///
-    /// Without --api-url it is the only registry. With one, the API says what there is, and files
+    /// DIR is an OCI image layout, as `musherfs export` writes it. Without --api-url it is the only registry. With one, the API says what there is, and files
     /// come from the OCI registry first.
     #[arg(long, value_name = "REGISTRY")]
     oci: Option<String>,

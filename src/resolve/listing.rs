@@ -1,15 +1,11 @@
-//! What is in a namespace, and which namespaces there are.
+//! What is in a namespace.
 //!
-//! Listings (namespaces, bundles of a namespace, versions of a bundle) live for [`LISTING_TTL`]. To
+//! Listings (bundles of a namespace, versions of a bundle, and the [namespaces](super::namespaces)) live for [`LISTING_TTL`]. To
 //! what a source says is added what the cache holds; where no source answers, what was listed before
 //! stays listed, and is asked for again soon. Where there is nobody to ask, the cache is looked through
 //! once in a while, not with every question. A listing that says what the one before it said *is* that
 //! one, so that whoever has made something of it can go on using it. A complete, fresh listing also answers for what is
 //! *not* in it, and probes (`probe.rs`) cost nothing without one, too.
-//!
-//! A valid namespace name is a directory unless the registry says that there is no such namespace.
-//! While nobody can be asked that is an assumption ([`Presence::Assumed`]), which is not listed and
-//! does not last.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -18,7 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lru::LruCache;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::probe::is_probe;
 use super::{ABSENCE_TTL, AT_A_TIME, Resolver, Settings, keep_at_most, remember_absence};
@@ -26,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, Namespace, Selector, Slug, Version, VersionRef};
 use crate::single_flight::SingleFlight;
-use crate::source::{Deadline, Published, Source};
+use crate::source::{Deadline, Published};
 use crate::sync::lock;
 
 /// How long a listing is answered from memory: the life of a directory's attributes in the kernel.
@@ -61,40 +57,24 @@ impl Listing {
     }
 }
 
-/// Whether a namespace exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// It does: it is configured, cached, or a source said so.
-    Known,
-    /// It may: nobody could be asked.
-    Assumed,
-    /// It does not.
-    Absent,
-}
-
-struct Remembered {
+pub(super) struct Remembered {
     listing: Arc<Listing>,
     /// Whether the versions were asked for as well, or only the names.
     detailed: bool,
     /// Whether a source ever said that the namespace exists.
-    confirmed: bool,
-    expires: Instant,
+    pub(super) confirmed: bool,
+    pub(super) expires: Instant,
 }
 
 type VersionLists = LruCache<BundleId, (Arc<Vec<Published>>, Instant)>;
-type NamespaceSet = Arc<BTreeSet<Namespace>>;
 
 /// What the resolver remembers of listings.
 pub(super) struct Listed {
-    namespaces: Mutex<HashMap<Namespace, Remembered>>,
+    pub(super) namespaces: Mutex<HashMap<Namespace, Remembered>>,
     flights: SingleFlight<(Namespace, bool), Result<Arc<Listing>>>,
     /// What is listed without asking, and until when it is not looked up again.
     unasked: Mutex<LruCache<Namespace, (Arc<Listing>, Instant)>>,
-    absent: Mutex<HashMap<Namespace, Instant>>,
     versions: Mutex<VersionLists>,
-    /// The namespaces, and until when they count.
-    root: Mutex<Option<(NamespaceSet, Instant)>>,
-    root_flight: SingleFlight<(), NamespaceSet>,
 }
 
 impl Default for Listed {
@@ -103,74 +83,12 @@ impl Default for Listed {
             namespaces: Mutex::default(),
             flights: SingleFlight::default(),
             unasked: Mutex::new(LruCache::unbounded()),
-            absent: Mutex::default(),
             versions: Mutex::new(LruCache::unbounded()),
-            root: Mutex::default(),
-            root_flight: SingleFlight::default(),
         }
     }
 }
 
 impl Resolver {
-    /// Whether the namespace exists, as far as that is known without asking anybody.
-    ///
-    /// `None`: [`Resolver::namespace`] would ask.
-    pub fn namespace_now(&self, namespace: &Namespace) -> Option<Presence> {
-        if let Some(locked) = self.locked.get() {
-            let known = locked.namespaces().contains(namespace);
-            return Some(if known {
-                Presence::Known
-            } else {
-                Presence::Absent
-            });
-        }
-        let Settings { cache, host, .. } = &self.settings;
-        let now = Instant::now();
-        let (confirmed, assumed) = lock(&self.listed.namespaces)
-            .get(namespace)
-            .map_or((false, false), |listed| {
-                (listed.confirmed, listed.expires > now)
-            });
-        let is_known = confirmed
-            || self.settings.namespaces.contains(namespace)
-            || lock(&self.listed.root)
-                .as_ref()
-                .is_some_and(|(root, _)| root.contains(namespace))
-            || cache.holds(host, namespace)
-            || self.settings.local_packs && cache.holds(&HostId::local(), namespace);
-        if is_known {
-            return Some(Presence::Known);
-        }
-        if assumed {
-            return Some(Presence::Assumed);
-        }
-        let absent = lock(&self.listed.absent).get(namespace).copied();
-        let is_absent = self.is_offline()
-            || is_probe(namespace.as_str())
-            || absent.is_some_and(|at| at.elapsed() < ABSENCE_TTL);
-        is_absent.then_some(Presence::Absent)
-    }
-
-    /// Whether the namespace exists: it does unless the registry answers that it does not.
-    pub async fn namespace(
-        self: &Arc<Self>,
-        namespace: &Namespace,
-        deadline: Deadline,
-    ) -> Presence {
-        if let Some(known) = self.namespace_now(namespace) {
-            return known;
-        }
-        let tells = |source: &Arc<dyn Source>| source.tells_namespaces();
-        if !self.settings.sources.iter().any(tells) {
-            return Presence::Assumed;
-        }
-        match self.ask_for_listing(namespace, false, deadline).await {
-            Ok(listing) if listing.complete => Presence::Known,
-            Err(error) if error.is_absence() => Presence::Absent,
-            _ => Presence::Assumed,
-        }
-    }
-
     fn fresh_listing(&self, namespace: &Namespace, detailed: bool) -> Option<Arc<Listing>> {
         let namespaces = lock(&self.listed.namespaces);
         let listed = namespaces.get(namespace)?;
@@ -256,7 +174,7 @@ impl Resolver {
         }
     }
 
-    async fn ask_for_listing(
+    pub(super) async fn ask_for_listing(
         self: &Arc<Self>,
         namespace: &Namespace,
         detailed: bool,
@@ -311,7 +229,7 @@ impl Resolver {
                     && listing.bundles.is_empty()
                     && !self.settings.namespaces.contains(namespace)
                 {
-                    remember_absence(&self.listed.absent, namespace.clone());
+                    remember_absence(&self.namespaces.absent, namespace.clone());
                     lock(&self.listed.namespaces).remove(namespace);
                     return Err(Error::not_found(format_args!("namespace {namespace}")));
                 }
@@ -547,90 +465,10 @@ impl Resolver {
             .collect();
         listing
     }
-
-    /// The namespaces that the root lists, if that is known and fresh.
-    pub fn root_now(&self) -> Option<Arc<BTreeSet<Namespace>>> {
-        if let Some((names, until)) = &*lock(&self.listed.root)
-            && *until > Instant::now()
-        {
-            return Some(Arc::clone(names));
-        }
-        if let Some(locked) = self.locked.get() {
-            return Some(self.remember_root(locked.namespaces(), LISTING_TTL));
-        }
-        self.is_offline()
-            .then(|| self.remember_root(self.cached_namespaces(), ABSENCE_TTL))
-    }
-
-    fn remember_root(&self, names: BTreeSet<Namespace>, life: Duration) -> NamespaceSet {
-        let mut root = lock(&self.listed.root);
-        let names = same_or_new(root.as_ref().map(|(before, _)| before), names);
-        *root = Some((Arc::clone(&names), Instant::now() + life));
-        names
-    }
-
-    /// The namespaces that the root lists: configured, cached, confirmed in this session, and what
-    /// the key's identity tells. Never an error: what cannot be asked is left as it was.
-    pub async fn root(self: &Arc<Self>, deadline: Deadline) -> Arc<BTreeSet<Namespace>> {
-        if let Some(root) = self.root_now() {
-            return root;
-        }
-        let start = || {
-            let resolver = Arc::clone(self);
-            async move { resolver.root_from_sources().await }
-        };
-        let flight = async { Ok(self.listed.root_flight.run((), start).await) };
-        match deadline.run("namespaces", flight).await {
-            Ok(Ok(names)) => names,
-            Ok(Err(lost)) => {
-                warn!(%lost, "the list of namespaces was lost");
-                Arc::new(self.cached_namespaces())
-            }
-            Err(_) => Arc::new(self.cached_namespaces()),
-        }
-    }
-
-    async fn root_from_sources(&self) -> NamespaceSet {
-        let deadline = Deadline::after(self.settings.timeout.mul_f64(0.9));
-        let mut names = self.cached_namespaces();
-        let mut life = LISTING_TTL;
-        let sources = &self.settings.sources;
-        for (asked, source) in sources.iter().enumerate() {
-            let share = deadline.share(sources.len() - asked);
-            match share.run("namespaces", source.namespaces(share)).await {
-                Ok(more) => names.extend(more),
-                Err(error) => {
-                    debug!(source = source.name(), %error, "no namespaces");
-                    if error.is_outage() {
-                        life = ABSENCE_TTL;
-                    }
-                }
-            }
-        }
-        if let Some((before, _)) = &*lock(&self.listed.root)
-            && life != LISTING_TTL
-        {
-            names.extend(before.iter().cloned());
-        }
-        self.remember_root(names, life)
-    }
-
-    fn cached_namespaces(&self) -> BTreeSet<Namespace> {
-        let Settings { cache, host, .. } = &self.settings;
-        let mut names: BTreeSet<Namespace> = self.settings.namespaces.iter().cloned().collect();
-        names.extend(cache.namespaces(host));
-        if self.settings.local_packs {
-            names.extend(cache.namespaces(&HostId::local()));
-        }
-        let listed = lock(&self.listed.namespaces);
-        let confirmed = listed.iter().filter(|(_, listed)| listed.confirmed);
-        names.extend(confirmed.map(|(namespace, _)| namespace.clone()));
-        names
-    }
 }
 
 /// `old`, if `new` says the same.
-fn same_or_new<T: PartialEq>(old: Option<&Arc<T>>, new: T) -> Arc<T> {
+pub(super) fn same_or_new<T: PartialEq>(old: Option<&Arc<T>>, new: T) -> Arc<T> {
     match old {
         Some(old) if **old == new => Arc::clone(old),
         _ => Arc::new(new),
