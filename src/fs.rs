@@ -586,30 +586,6 @@ impl Fs {
             });
         }
     }
-
-    // ----- explanations ----------------------------------------------------------------------
-
-    /// The names of the node's extended attributes.
-    pub fn list_xattr(&self, ino: u64) -> Result<Vec<String>> {
-        let node = self.node(ino)?;
-        let all = xattr::all(self, ino, &node);
-        Ok(all
-            .into_iter()
-            .map(|(name, _)| format!("{}{name}", xattr::PREFIX))
-            .collect())
-    }
-
-    /// One extended attribute; `None` if the node has none of that name.
-    pub fn get_xattr(&self, ino: u64, name: &str) -> Result<Option<String>> {
-        let node = self.node(ino)?;
-        let Some(name) = name.strip_prefix(xattr::PREFIX) else {
-            return Ok(None);
-        };
-        let mut all = xattr::all(self, ino, &node).into_iter();
-        Ok(all
-            .find(|(other, _)| *other == name)
-            .map(|(_, value)| value))
-    }
 }
 
 fn later<T>(answer: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {

@@ -447,15 +447,17 @@ impl Filesystem for Fuse {
             // coreutils remember this per device and stop asking.
             return reply.error(Errno::EOPNOTSUPP);
         };
-        let _runtime = self.runtime.enter();
-        let asked = Asked::new(Operation::XAttr, request, ino);
-        match self.fs.get_xattr(ino.0, name) {
-            Ok(value) => {
-                let bytes = value.as_ref().map(String::as_bytes);
-                self.answer_xattr("getxattr", ino, size, bytes, reply);
-            }
-            Err(error) => reply.error(self.failed(&asked, &error)),
-        }
+        self.answer(
+            Asked::new(Operation::XAttr, request, ino),
+            || self.fs.get_xattr(ino.0, name),
+            move |edge, answer| match answer {
+                Ok(value) => {
+                    let bytes = value.as_ref().map(String::as_bytes);
+                    edge.answer_xattr("getxattr", ino, size, bytes, reply);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -463,18 +465,18 @@ impl Filesystem for Fuse {
         if !self.fs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let _runtime = self.runtime.enter();
-        let asked = Asked::new(Operation::XAttr, request, ino);
-        match self.fs.list_xattr(ino.0) {
-            Ok(names) => {
-                let bytes: Vec<u8> = names
-                    .iter()
-                    .flat_map(|name| name.bytes().chain([0]))
-                    .collect();
-                self.answer_xattr("listxattr", ino, size, Some(&bytes), reply);
-            }
-            Err(error) => reply.error(self.failed(&asked, &error)),
-        }
+        self.answer(
+            Asked::new(Operation::XAttr, request, ino),
+            || self.fs.list_xattr(ino.0),
+            move |edge, answer| match answer {
+                Ok(names) => {
+                    let names = names.iter();
+                    let bytes: Vec<u8> = names.flat_map(|name| name.bytes().chain([0])).collect();
+                    edge.answer_xattr("listxattr", ino, size, Some(&bytes), reply);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn ioctl(

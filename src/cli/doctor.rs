@@ -191,11 +191,7 @@ pub(super) fn examine(
         ask: Arc::new(|dir, patience| touch::ask_elsewhere(touch::this_program(), dir, patience)),
         patience,
     };
-    let runtime = runtime()?;
-    let findings = runtime.block_on(probe.run());
-    // Looking a name up cannot be cancelled; nobody waits for it any more.
-    runtime.shutdown_background();
-    Ok(findings)
+    Ok(runtime()?.block_on(probe.run()))
 }
 
 fn exit(finding: &Finding) -> Option<Exit> {

@@ -2,6 +2,7 @@
 //! settings that follow from them.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,15 +127,38 @@ impl SourceArgs {
 /// allocator keeps for it. Starting one takes some 30 µs.
 const IDLE: Duration = Duration::from_millis(20);
 
+/// What a command's tasks run on.
+///
+/// Left as it is when the command is done: looking up a host's name and reading a disk cannot be called
+/// off, and waiting for them would outlive every deadline, by as long as name servers are silent.
+pub(super) struct Runtime(Option<tokio::runtime::Runtime>);
+
+impl Deref for Runtime {
+    type Target = tokio::runtime::Runtime;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("only dropping takes it")
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// A runtime for the network: a few threads, since they mostly wait.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+pub(super) fn runtime() -> Result<Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("musherfs")
         .thread_keep_alive(IDLE)
         .enable_all()
         .build()
-        .map_err(|error| Error::Internal(format!("no runtime: {error}")).into())
+        .map_err(|error| Error::Internal(format!("no runtime: {error}")))?;
+    Ok(Runtime(Some(runtime)))
 }
 
 /// A switch on the command line can only say yes; not giving it leaves the question open.

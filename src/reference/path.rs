@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
-
 /// Longest logical path, in bytes (PATH_MAX).
 pub const MAX_PATH: usize = 4096;
 /// Longest component of a logical path, in bytes (NAME_MAX).

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use musherfs::fs::inode::{MOST_PASSING, PROBE, ROOT};
 use musherfs::fs::tree::{Directory, FOREVER, Kind, epoch};
-use musherfs::fs::{Found, PROBE_TEXT, What};
+use musherfs::fs::{Answer, Found, PROBE_TEXT, What};
 use musherfs::manifest::{Info, State};
 use musherfs::store::Policy;
 use musherfs::store::content::FAILURE_MEMORY;
@@ -248,10 +248,11 @@ async fn attributes_tell_what_a_file_is_and_where_it_comes_from() {
     let process = machine.process_under(&[&fake], no_readahead());
     let ino = process.ino("acme/kit@1.0.0/README.md").await;
     let get = |name: &str| {
-        process
-            .fs
-            .get_xattr(ino, &format!("user.musher.{name}"))
-            .unwrap()
+        let answer = process.fs.get_xattr(ino, &format!("user.musher.{name}"));
+        let Answer::Now(value) = answer else {
+            panic!("{name} has to be waited for");
+        };
+        value.unwrap()
     };
     assert_eq!(get("cached").as_deref(), Some("no"));
     assert_eq!(get("source"), None);
@@ -276,18 +277,46 @@ async fn attributes_tell_what_a_file_is_and_where_it_comes_from() {
         .failures()
         .record("read", ino, None, &unreachable());
     assert!(get("error").unwrap().contains("connection refused"));
-    let names = process.fs.list_xattr(ino).unwrap();
+    let names = answer(process.fs.list_xattr(ino)).await.unwrap();
     assert!(names.contains(&"user.musher.sha256".to_owned()));
-    assert!(
-        process
-            .fs
-            .get_xattr(ino, "security.selinux")
-            .unwrap()
-            .is_none()
-    );
+    let foreign = answer(process.fs.get_xattr(ino, "security.selinux")).await;
+    assert!(foreign.unwrap().is_none());
     let link = process.ino("acme/kit").await;
-    let target = process.fs.get_xattr(link, "user.musher.version").unwrap();
-    assert_eq!(target.as_deref(), Some("1.0.0"));
+    let target = answer(process.fs.get_xattr(link, "user.musher.version")).await;
+    assert_eq!(target.unwrap().as_deref(), Some("1.0.0"));
+}
+
+#[tokio::test]
+async fn attributes_that_need_a_manifest_wait_for_one_that_the_cache_has_lost() {
+    let (machine, fake) = (Machine::new(), registry());
+    let first = machine.process(&[&fake]);
+    let ino = first.ino("acme/kit@1.0.0/README.md").await;
+    read(&first, ino).await.unwrap();
+    std::fs::remove_dir_all(machine.cache().root().join("manifests")).unwrap();
+    let names = ["state", "error"].map(|name| format!("user.musher.{name}"));
+
+    let next = machine.process(&[&fake]);
+    let state = answer(next.fs.get_xattr(ino, &names[0])).await.unwrap();
+    assert_eq!(state.as_deref(), Some("published"));
+
+    std::fs::remove_dir_all(machine.cache().root().join("manifests")).unwrap();
+    let alone = machine.process(&[]);
+    assert!(answer(alone.fs.get_xattr(ino, &names[0])).await.is_err());
+    alone
+        .fs
+        .failures()
+        .record("read", ino, None, &unreachable());
+    assert!(
+        answer(alone.fs.get_xattr(ino, &names[1]))
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let listed = answer(alone.fs.list_xattr(ino)).await.unwrap();
+    assert!(
+        listed.contains(&names[1]) && !listed.contains(&names[0]),
+        "{listed:?}"
+    );
 }
 
 #[tokio::test]
@@ -309,8 +338,8 @@ async fn whoever_holds_a_yanked_version_keeps_it_under_any_policy() {
     let denying = machine.process_under(&[&fake], policy);
     assert!(denying.find("acme/kit@1.0.0").await.is_err());
     assert_eq!(read(&denying, ino).await.unwrap(), "# Kit\n");
-    let state = denying.fs.get_xattr(ino, "user.musher.state").unwrap();
-    assert_eq!(state.as_deref(), Some("yanked"));
+    let state = answer(denying.fs.get_xattr(ino, "user.musher.state")).await;
+    assert_eq!(state.unwrap().as_deref(), Some("yanked"));
 }
 
 /// Looks a guessed namespace up as the kernel does, which may or may not keep its inode.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{Plan, Role};
 use crate::care::keeper::Keeper;
@@ -162,8 +161,6 @@ fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
         // error first.
         std::process::exit(0);
     }
-    // Downloads that nobody waits for any more, and reads of a disk that hangs.
-    runtime.shutdown_timeout(Duration::from_secs(1));
     ending.map(drop)
 }
 
