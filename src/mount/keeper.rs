@@ -454,12 +454,12 @@ impl Keeper {
 
     /// Replaces a daemon that does not answer.
     fn look_after(&mut self) {
+        if !self.probe.takes_turn(Instant::now()) {
+            return;
+        }
         let Some(daemon) = self.daemons.serving_mut() else {
             return;
         };
-        if Instant::now() < self.probe.due() {
-            return;
-        }
         // Out of the tree, but in use: there is no path to ask at.
         let Ok(table) = super::mountinfo::MountTable::read() else {
             return;
