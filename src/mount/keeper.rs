@@ -180,6 +180,8 @@ pub struct Upgraded {
 /// Why it could not be mounted or served at first (the starter has been told), or why the mount
 /// could not be removed in the end.
 pub fn run(plan: Plan, starter: Starter, signals: Signals) -> Result<()> {
+    // While there is nothing to wait for yet: it may have been started in what is to be mounted on.
+    rustix::process::chdir("/").map_err(|error| MountError::io("/", error))?;
     match Keeper::start(plan, signals) {
         Ok(keeper) => match starter.ready(&keeper.turn.mounted) {
             Ok(()) => keeper.keep(),
