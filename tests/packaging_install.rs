@@ -265,6 +265,9 @@ fn systemd_keeps_the_mount_between_the_daemons_of_a_service() {
         assert_eq!(values("NotifyAccess"), ["all"]);
         let most = values("FileDescriptorStoreMax");
         assert!(most[0].parse::<u32>().unwrap() >= 2);
+        // Ten deaths a minute must not end the mount.
+        assert_eq!(values("StartLimitIntervalSec"), ["0"]);
+        assert_eq!(values("RestartSec"), ["100ms"]);
         // Who waits in the mount ends only when the next daemon answers.
         assert_eq!(values("KillMode"), ["process"]);
         // It runs between two daemons, too: a mount that is kept must survive it.
