@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod bounded;
+mod idle;
 #[path = "../keeper_harness/mod.rs"]
 mod keeper_harness;
 mod manager;
