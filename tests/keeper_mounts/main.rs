@@ -284,6 +284,11 @@ fn a_name_that_moved_while_nobody_served_is_seen_to_have_moved() {
 
 /// Mounts with a keeper of this patience; its process id.
 fn mount_patiently(house: &House, timing: Timing) -> u32 {
+    mount_from(Path::new("/"), house, timing)
+}
+
+/// The same for somebody who is in `directory`.
+fn mount_from(directory: &Path, house: &House, timing: Timing) -> u32 {
     let arguments = house.mount_arguments();
     let plan = Plan {
         dir: house.dir.clone().into(),
@@ -296,7 +301,7 @@ fn mount_patiently(house: &House, timing: Timing) -> u32 {
                 .chain(["--__daemon"])
                 .map(Into::into)
                 .collect(),
-            directory: "/".into(),
+            directory: directory.to_owned(),
         },
         marker: false,
         runtime_dir: Some(house.runtime()),
@@ -577,7 +582,7 @@ fn a_busy_service_manager_is_waited_for() {
         .map(|job| format!("{job} another-{job}.service start waiting\n"))
         .collect();
     let ours = "9999 musherfs-test.service restart running";
-    manager.set_slow_jobs(3, &format!("{others}{ours}"));
+    manager.set_slow_jobs(3, &format!("{ours}\n{others}"));
     assert!(manager.end(Signal::TERM).success());
     assert!(house.is_mounted());
     assert_eq!(manager.kept(), 2);

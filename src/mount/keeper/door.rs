@@ -253,7 +253,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let door = Door::open(dir.path()).unwrap();
         // Were they let in at all.
-        for path in [dir.path(), door.path.parent().unwrap(), &door.path] {
+        let folder = door.path.parent().unwrap();
+        for path in [dir.path(), folder, door.path.as_path()] {
             fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
         }
         for (user, is_welcome) in [(65534, false), (0, true)] {
