@@ -32,7 +32,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::error::{Error, Result};
-use crate::paths::{Directories, Env};
+use crate::paths::{self, Directories, Env};
 use crate::reference::Namespace;
 use file::File;
 
@@ -587,7 +587,7 @@ impl Layers<'_> {
                 _ => Path::new(""),
             };
             let joined = base.join(&*path);
-            *path = std::path::absolute(&joined).map_err(|error| Error::io(&joined, error))?;
+            *path = paths::absolute(&joined).map_err(|error| Error::io(&joined, error))?;
         }
         Ok(setting)
     }

@@ -201,6 +201,28 @@ impl Lookup<'_> {
     }
 }
 
+/// Tells a process in the background where the relative paths in its arguments begin: it works in
+/// `/`, so as to stand in nobody's way, its own mount's least of all.
+pub const DIRECTORY: &str = "MUSHERFS_BACKGROUND_DIRECTORY";
+
+/// Makes `path` absolute, without a look at the disk.
+///
+/// # Errors
+///
+/// When it is empty, or relative and there is no working directory any more.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
+    absolute_in(path, std::env::var_os(DIRECTORY))
+}
+
+fn absolute_in(path: &Path, directory: Option<OsString>) -> io::Result<PathBuf> {
+    match directory {
+        Some(directory) if !path.as_os_str().is_empty() => {
+            std::path::absolute(Path::new(&directory).join(path))
+        }
+        _ => std::path::absolute(path),
+    }
+}
+
 /// Creates `path` and its missing parents with mode 0700, and makes sure that nobody else could
 /// replace what will be put there.
 ///
@@ -272,6 +294,17 @@ mod tests {
             &directories.runtime,
         ]
         .map(|path| path.to_str().unwrap())
+    }
+
+    #[test]
+    fn relative_paths_begin_where_the_asker_was() {
+        let there = Some("/srv/x".into());
+        let absolute = |path: &str| absolute_in(Path::new(path), there.clone());
+        assert_eq!(absolute("a/b").unwrap(), Path::new("/srv/x/a/b"));
+        assert_eq!(absolute(".").unwrap(), Path::new("/srv/x"));
+        assert_eq!(absolute("/a").unwrap(), Path::new("/a"));
+        assert!(absolute("").is_err());
+        assert!(absolute_in(Path::new("a"), None).unwrap().ends_with("a"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -265,6 +265,9 @@ fn systemd_keeps_the_mount_between_the_daemons_of_a_service() {
         assert_eq!(values("NotifyAccess"), ["all"]);
         let most = values("FileDescriptorStoreMax");
         assert!(most[0].parse::<u32>().unwrap() >= 2);
+        // Ten deaths a minute must not end the mount.
+        assert_eq!(values("StartLimitIntervalSec"), ["0"]);
+        assert_eq!(values("RestartSec"), ["100ms"]);
         // Who waits in the mount ends only when the next daemon answers.
         assert_eq!(values("KillMode"), ["process"]);
         // It runs between two daemons, too: a mount that is kept must survive it.
@@ -519,6 +522,8 @@ fn a_debian_package_installs_and_removes_cleanly() {
         let output = Command::new("dpkg")
             .arg(root_option)
             .args(["--force-not-root", "--force-depends", "--force-bad-path"])
+            // There is no shell in that root; the package's scripts leave this machine alone.
+            .arg("--force-script-chrootless")
             .arg("--log=/dev/null")
             .args(arguments)
             .output()
@@ -543,6 +548,86 @@ fn a_debian_package_installs_and_removes_cleanly() {
     assert!(version.status.success());
     dpkg(&["-P", "musherfs"]);
     assert_eq!(files(), before);
+}
+
+/// Runs a package's script as dpkg does, on a machine with systemd and a keeper of root's; what it
+/// has started. `status` is how that ends.
+fn package_script(words: &[&str], root: &str, status: u8) -> Option<Vec<String>> {
+    if !rustix::process::geteuid().is_root() {
+        skip("it needs a mount namespace");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    fs::write(&started, "").unwrap();
+    for name in ["systemctl", "musherfs"] {
+        let program = dir.path().join(name);
+        let log = started.display();
+        let text = format!("#!/bin/sh\necho \"{name} $*\" >> {log}\nexit {status}\n");
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let keepers = dir.path().join("keepers");
+    fs::create_dir(&keepers).unwrap();
+    let _keeper = UnixListener::bind(keepers.join("7.keeper")).unwrap();
+    // Nothing of this machine is seen, let alone touched.
+    let machine = r#"
+        mount -t tmpfs none /run
+        [ ! -d /tmp/musher ] || mount -t tmpfs none /tmp/musher
+        mkdir -p /run/systemd/system /run/user/0/musher/musherfs
+        mount --bind "$KEEPERS" /run/user/0/musher/musherfs
+        exec "$@"
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation=private", "sh", "-ec", machine])
+        .arg("sh")
+        .arg(repository().join("scripts/debian").join(words[0]))
+        .args(&words[1..])
+        .env("DPKG_ROOT", root)
+        .env("KEEPERS", &keepers)
+        .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let started = fs::read_to_string(started).unwrap();
+    Some(started.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_newer_package_hands_the_mounts_over_and_a_removed_one_ends_the_service() {
+    let reload = "systemctl daemon-reload";
+    let hand_over = [
+        reload,
+        "systemctl try-restart musherfs.service",
+        "musherfs upgrade",
+    ];
+    let stop = "systemctl --no-reload disable --now musherfs.service";
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["postinst", "configure", "0.1.0"], &hand_over),
+        (&["postinst", "configure", ""], &[reload]),
+        (&["postinst", "abort-upgrade", "0.1.0"], &[]),
+        (&["prerm", "upgrade", "0.2.0"], &[]),
+        (&["prerm", "remove"], &[stop]),
+        (&["postrm", "remove"], &[reload]),
+        (&["postrm", "purge"], &[]),
+    ];
+    for (words, expected) in cases {
+        // What happens to mounts does not decide on the installation.
+        for status in [0, 1] {
+            let Some(started) = package_script(words, "", status) else {
+                return;
+            };
+            assert_eq!(started, expected, "{words:?}");
+        }
+        let elsewhere = package_script(words, "/elsewhere", 0).unwrap();
+        assert!(elsewhere.is_empty(), "{words:?}: {elsewhere:?}");
+    }
+    for script in ["postinst", "prerm", "postrm"] {
+        let path = repository().join("scripts/debian").join(script);
+        if let Some(output) = tool("shellcheck", &[path.to_str().unwrap()]) {
+            assert!(output.status.success(), "{}", said(&output));
+        }
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::mount::control::metrics;
 use crate::mount::helper::{self, HelperCall, Setting};
 use crate::mount::{MountOptions, invalidate, keeper, service, touch};
+use crate::paths;
 use crate::reference::Namespace;
 use parts::{Again, DAEMON_MARK, KEEPER_MARK, keep, run_with};
 
@@ -258,7 +259,7 @@ fn option_failure(problem: String) -> Failure {
 
 /// The background process has another working directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| Error::io(path, error).into())
+    paths::absolute(path).map_err(|error| Error::io(path, error).into())
 }
 
 /// What mount(8) expects of a helper: 1 for a wrong call, 32 for a mount that failed.

@@ -1,12 +1,13 @@
 //! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
 //! file all accept the same.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::{Host, Url};
 
 use super::THREADS;
+use crate::paths;
 use crate::reference::Namespace;
 
 /// The longest and the shortest time that a request may be given.
@@ -146,7 +147,7 @@ pub fn oci(text: &str) -> Result<Url, String> {
         return Err("oci-layout: is followed by a directory".into());
     }
     // A daemon's working directory is another one.
-    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    let path = paths::absolute(Path::new(path)).map_err(|error| error.to_string())?;
     let url = Url::from_file_path(&path)
         .map_err(|()| format!("{} is not a usable path", path.display()))?;
     Url::parse(&format!("{LAYOUT}{}", url.path())).map_err(|error| error.to_string())

@@ -234,7 +234,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// Reads up to a newline or the end, however slowly it comes, until `end`.
-fn read_line(socket: &UnixStream, end: Instant, line: &mut Vec<u8>) -> io::Result<()> {
+pub(super) fn read_line(socket: &UnixStream, end: Instant, line: &mut Vec<u8>) -> io::Result<()> {
     struct Until<'s>(&'s UnixStream, Instant);
     impl Read for Until<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

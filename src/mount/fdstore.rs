@@ -8,8 +8,10 @@
 //!
 //! systemd ends services by control group, so a process that keeps a mount would end with its daemon;
 //! but it keeps descriptors for services (`FileDescriptorStoreMax=`), over restarts too. What it holds
-//! is the device and a memory file with the rest. `FDPOLL=0`, because systemd would otherwise be woken
-//! by every request; so a device that is gone is taken back here.
+//! is the device and a memory file with the rest, which goes first: a device that nobody can understand
+//! would keep a mount alive that nobody can serve. What is incomplete all the same is given up, and what
+//! it leaves mounted cleared away. `FDPOLL=0`, because systemd would otherwise be woken by every
+//! request; so a device that is gone is taken back here.
 //!
 //! SIGTERM unmounts, unless systemd is about to start the service again: then the mount is left to
 //! the next daemon. For that it is asked, since a service is not told what its end is for. A process
@@ -23,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use rustix::net::{
@@ -33,9 +35,9 @@ use rustix::net::{
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tracing::warn;
 
-use super::Mounted;
 use super::keeper::{Given, Held};
 use super::resume::Placeholder;
+use super::{Mounted, touch, unmount};
 use crate::config::service::ServiceManager;
 use crate::fuse::Handshake;
 
@@ -46,8 +48,12 @@ const STATE: &str = "musherfs-state";
 /// The most that is read of the state.
 const LIMIT: u64 = 64 * 1024;
 
-/// How long the service manager may take to say what it is about to do.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the service manager may take to say what it is about to do. On a busy machine that takes
+/// seconds; the unit gives a daemon 20 s to end.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long the service manager may take to let go of a device that it was told to.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// The service manager as a keeper.
 #[derive(Debug)]
@@ -82,8 +88,14 @@ impl Store {
             nix::unistd::close(*number)?;
             *place = Some(fd);
         }
-        let (Some(device), Some(state)) = (device, state) else {
-            return Ok(store);
+        let (device, state) = match (device, state) {
+            (Some(device), Some(state)) => (device, state),
+            (None, None) => return Ok(store),
+            _ => {
+                warn!("half of what was to be kept is missing");
+                store.clear();
+                return Ok(store);
+            }
         };
         match Self::read(device, state) {
             // One that was taken out of the tree is of no use to who wants it mounted.
@@ -116,7 +128,21 @@ impl Store {
     }
 
     /// What an earlier daemon has left to be served, if that is what is to be mounted on `dir`.
+    ///
+    /// If not, nobody but this service serves or keeps what a former daemon of it left on `dir`: once
+    /// that is dead it is cleared away. Blocks for that.
     pub(super) fn given(&mut self, dir: &Path) -> Option<Given> {
+        let given = self.wanted(dir);
+        if given.is_none()
+            && let Err(error) = unmount::clear_dead(dir, RELEASE)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!(%error, dir = %dir.display(), "cannot look for a dead mount");
+        }
+        given
+    }
+
+    fn wanted(&mut self, dir: &Path) -> Option<Given> {
         let given = self.given.take()?;
         // The mount itself is not touched: nobody answers yet.
         let same = |a: &Path, b: &Path| {
@@ -148,8 +174,8 @@ impl Store {
         state.flush()?;
         self.clear();
         let message = |name| format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
-        self.send(&message(DEVICE), Some(mounted.as_fd()))?;
-        self.send(&message(STATE), Some(state.as_fd()))
+        self.send(&message(STATE), Some(state.as_fd()))?;
+        self.send(&message(DEVICE), Some(mounted.as_fd()))
     }
 
     /// Has nothing kept any more.
@@ -187,7 +213,7 @@ impl Store {
 }
 
 /// Whether the service manager is about to start this service again after its end. Blocks for at
-/// most two seconds; what cannot be found out counts as no.
+/// most [`PATIENCE`]; what cannot be found out counts as no.
 pub(super) fn is_restarting() -> bool {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some(unit) = unit_of(&groups) else {
@@ -197,7 +223,16 @@ pub(super) fn is_restarting() -> bool {
     if groups.contains("/user@") {
         systemctl.arg("--user");
     }
-    systemctl.args(["list-jobs", "--no-legend", "--plain", "--no-pager"]);
+    // Of this unit only: while a machine starts or stops there are thousands. What a unit's property
+    // `Job` tells is the number only.
+    systemctl.args([
+        "list-jobs",
+        "--no-legend",
+        "--plain",
+        "--no-pager",
+        "--",
+        unit,
+    ]);
     output_of(systemctl, PATIENCE).is_some_and(|jobs| has_restart(&jobs, unit))
 }
 
@@ -216,6 +251,7 @@ fn has_restart(jobs: &str, unit: &str) -> bool {
     })
 }
 
+/// What `command` prints, or at least the beginning; `None` if it goes on for longer than `patience`.
 fn output_of(mut command: Command, patience: Duration) -> Option<String> {
     let mut child = command
         .stdin(Stdio::null())
@@ -223,18 +259,17 @@ fn output_of(mut command: Command, patience: Duration) -> Option<String> {
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let end = Instant::now() + patience;
-    while child.try_wait().ok()?.is_none() {
-        if Instant::now() > end {
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let mut text = String::new();
-    child.stdout?.take(LIMIT).read_to_string(&mut text).ok()?;
-    Some(text)
+    // Read while it runs: who prints more than a pipe holds waits for its reader.
+    let printed = child.stdout.take().and_then(|stdout| {
+        touch::bounded(patience, move || {
+            let mut bytes = Vec::new();
+            stdout.take(LIMIT).read_to_end(&mut bytes).map(|_| bytes)
+        })
+    });
+    let _ = child.kill();
+    let _ = child.wait();
+    let bytes = printed?.ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -251,6 +286,25 @@ mod tests {
             "musherfs.service"
         ));
         assert!(!has_restart("No jobs running.\n", "musherfs.service"));
+    }
+
+    fn shell(script: &str, patience: Duration) -> Option<String> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        output_of(command, patience)
+    }
+
+    #[test]
+    fn more_than_a_pipe_holds_is_read_while_it_is_printed() {
+        let printed = shell("echo first; seq 100000", Duration::from_secs(60)).unwrap();
+        assert!(printed.starts_with("first\n"));
+        let all = shell("seq 1000; echo last", Duration::from_secs(60)).unwrap();
+        assert!(all.ends_with("last\n"));
+    }
+
+    #[test]
+    fn who_says_nothing_is_not_waited_for() {
+        assert_eq!(shell("exec sleep 1000", Duration::from_millis(50)), None);
     }
 
     #[test]

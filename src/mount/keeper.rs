@@ -18,7 +18,8 @@
 //!   see a pause.
 //! * A daemon is replaced by another program ([`super::upgrade`], SIGHUP) only when that one says
 //!   that it is prepared; and if it then fails, the former one is started again.
-//! * SIGTERM and SIGINT, here or to the daemon, unmount. When the mount is gone, so is the keeper.
+//! * SIGTERM and SIGINT, here or to the daemon, unmount; a mount that cannot be removed is served on
+//!   until the second one. When the mount is gone, so is the keeper.
 //! * If the keeper itself is killed, the daemon goes on, and nobody replaces it.
 //!
 //! No thread of the keeper ever waits in the mount: see [`probe`].
@@ -180,12 +181,15 @@ pub struct Upgraded {
 /// Why it could not be mounted or served at first (the starter has been told), or why the mount
 /// could not be removed in the end.
 pub fn run(plan: Plan, starter: Starter, signals: Signals) -> Result<()> {
+    // While there is nothing to wait for yet: it may have been started in what is to be mounted on.
+    rustix::process::chdir("/").map_err(|error| MountError::io("/", error))?;
     match Keeper::start(plan, signals) {
-        Ok(keeper) => match starter.ready(&keeper.turn.mounted) {
+        Ok(mut keeper) => match starter.ready(&keeper.turn.mounted) {
             Ok(()) => keeper.keep(),
             Err(error) => {
                 warn!(%error, "whoever started this is gone: unmounting");
-                keeper.stop("the starter's end")
+                keeper.insisted = true;
+                keeper.stop("the starter's end").map(drop)
             }
         },
         Err(error) => {
@@ -209,6 +213,16 @@ struct Keeper {
     restarts: u64,
     probe: probe::Probe,
     door: Option<Door>,
+    runtime_dir: Option<PathBuf>,
+    /// Whether the next word to stop is the last one, as the mount could not be removed before.
+    insisted: bool,
+}
+
+fn open_door(runtime_dir: &Path) -> Option<Door> {
+    let opened = Door::open(runtime_dir).inspect_err(
+        |error| warn!(%error, "no socket: `musherfs upgrade` will not find this mount"),
+    );
+    opened.ok()
 }
 
 /// What daemons need to take turns at the mount.
@@ -290,13 +304,7 @@ impl Keeper {
             }
         };
         point.keep();
-        let door = plan.runtime_dir.and_then(|dir| {
-            Door::open(&dir)
-                .inspect_err(
-                    |error| warn!(%error, "no socket: `musherfs upgrade` will not find this mount"),
-                )
-                .ok()
-        });
+        let door = plan.runtime_dir.as_deref().and_then(open_door);
         info!(dir = %mounted.dir().display(), daemon = daemon.pid(), "mounted");
         Ok(Self {
             timing,
@@ -315,6 +323,8 @@ impl Keeper {
             restarts: 0,
             probe: probe::Probe::new(timing.probe),
             door,
+            runtime_dir: plan.runtime_dir,
+            insisted: false,
         })
     }
 
@@ -329,11 +339,17 @@ impl Keeper {
                         Err(failure) => warn!(failure.message, "not upgraded"),
                     }
                 }
-                Event::Signal(signal) => return self.stop(signal.as_str()),
+                Event::Signal(signal) => {
+                    if self.stop(signal.as_str())? {
+                        return Ok(());
+                    }
+                }
                 Event::Visitor => self.receive_visitor(),
                 Event::Daemon => {
-                    if let Some(signal) = self.hear_daemon() {
-                        return self.stop(&signal);
+                    if let Some(signal) = self.hear_daemon()
+                        && self.stop(&signal)?
+                    {
+                        return Ok(());
                     }
                 }
                 Event::Time => {}
@@ -452,14 +468,30 @@ impl Keeper {
         }
     }
 
-    /// Replaces a daemon that does not answer.
+    /// Opens another door where this one is no longer found.
+    fn mend_door(&mut self) {
+        let is_lost = self.door.as_ref().is_some_and(|door| !door.is_in_place());
+        // While nobody is logged in there is no place for one.
+        let place = self.runtime_dir.as_deref();
+        let place = place.filter(|dir| dir.parent().is_some_and(Path::is_dir));
+        if let Some(dir) = place
+            && (is_lost || self.door.is_none())
+        {
+            // First, so that it does not take the next one for its own.
+            self.door = None;
+            self.door = open_door(dir);
+        }
+    }
+
+    /// Looks after the door, and replaces a daemon that does not answer.
     fn look_after(&mut self) {
+        if !self.probe.takes_turn(Instant::now()) {
+            return;
+        }
+        self.mend_door();
         let Some(daemon) = self.daemons.serving_mut() else {
             return;
         };
-        if Instant::now() < self.probe.due() {
-            return;
-        }
         // Out of the tree, but in use: there is no path to ask at.
         let Ok(table) = super::mountinfo::MountTable::read() else {
             return;
@@ -552,8 +584,11 @@ impl Keeper {
         }
     }
 
-    /// Unmounts, and ends with the daemon.
-    fn stop(mut self, signal: &str) -> Result<()> {
+    /// Unmounts, and has the daemon end; whether the keeper is to end, too.
+    ///
+    /// What cannot be unmounted (something is mounted over it, `fusermount3` is missing) is served on:
+    /// without a daemon it would stay as well, dead. Whoever insists has it that way.
+    fn stop(&mut self, signal: &str) -> Result<bool> {
         let dir = self.turn.mounted.dir().to_owned();
         info!(dir = %dir.display(), signal, "stopping");
         let gone = match self.turn.mounted.unmount_or_detach() {
@@ -564,9 +599,14 @@ impl Keeper {
                 }
                 false
             }
-            Err(error) => {
-                warn!(%error, "cannot unmount");
+            Err(error) if self.insisted => {
+                warn!(%error, "cannot unmount: it stays behind, dead");
                 return Err(error);
+            }
+            Err(error) => {
+                warn!(%error, "cannot unmount, so going on; another signal ends it all the same");
+                self.insisted = true;
+                return Ok(false);
             }
         };
         let end = Instant::now() + GRACE;
@@ -579,7 +619,7 @@ impl Keeper {
                 let _ = link::ready([pidfd, self.turn.signals.0.as_fd()], Some(end));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A connection that was aborted leaves its mount behind, dead.

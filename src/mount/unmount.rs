@@ -22,6 +22,10 @@ use super::touch;
 /// How long a busy mount may take to prove that it is alive.
 const PROBE: Duration = Duration::from_secs(2);
 
+/// How long a mount may take to say that it is dead: that needs nobody's answer. One that is alive and
+/// waits for its next daemon says nothing for as long, and that daemon waits for us.
+const LAST_WORD: Duration = Duration::from_millis(200);
+
 /// How often to try again while nobody is seen to use a busy mount, and how long to wait before.
 const GLANCES: (u32, Duration) = (10, Duration::from_millis(50));
 
@@ -229,5 +233,5 @@ pub(super) fn clear_dead(dir: &Path, patience: Duration) -> io::Result<bool> {
 ///
 /// When it could not be removed.
 pub fn unmount_dead(dir: &Path) -> Result<bool> {
-    clear_dead(dir, PROBE).map_err(|error| MountError::io(dir, error))
+    clear_dead(dir, LAST_WORD).map_err(|error| MountError::io(dir, error))
 }

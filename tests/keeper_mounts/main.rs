@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod bounded;
+mod idle;
 #[path = "../keeper_harness/mod.rs"]
 mod keeper_harness;
 mod manager;
@@ -13,7 +14,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use musherfs::mount::keeper::{self, Invocation, Plan, Timing};
 use musherfs::mount::{MountOptions, background};
@@ -281,12 +282,13 @@ fn a_name_that_moved_while_nobody_served_is_seen_to_have_moved() {
     assert_eq!(inode(&house.dir.join("acme/kit@1.0.0")), root);
 }
 
-#[test]
-fn a_daemon_that_does_not_answer_is_replaced() {
-    if !can_mount() {
-        return;
-    }
-    let house = House::new();
+/// Mounts with a keeper of this patience; its process id.
+fn mount_patiently(house: &House, timing: Timing) -> u32 {
+    mount_from(Path::new("/"), house, timing)
+}
+
+/// The same for somebody who is in `directory`.
+fn mount_from(directory: &Path, house: &House, timing: Timing) -> u32 {
     let arguments = house.mount_arguments();
     let plan = Plan {
         dir: house.dir.clone().into(),
@@ -299,20 +301,33 @@ fn a_daemon_that_does_not_answer_is_replaced() {
                 .chain(["--__daemon"])
                 .map(Into::into)
                 .collect(),
-            directory: "/".into(),
+            directory: directory.to_owned(),
         },
         marker: false,
         runtime_dir: Some(house.runtime()),
-        timing: Timing {
+        timing,
+    };
+    background::start_keeper(house.command([""; 0]), ["--__keeper"], &plan, DEADLINE)
+        .unwrap()
+        .pid
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let started = mount_patiently(
+        &house,
+        Timing {
             probe: Duration::from_millis(100),
             stuck: Duration::from_secs(2),
             ..Timing::default()
         },
-    };
-    let started =
-        background::start_keeper(house.command([""; 0]), ["--__keeper"], &plan, DEADLINE).unwrap();
+    );
     let kept = house.kept();
-    assert_eq!(kept.keeper, started.pid);
+    assert_eq!(kept.keeper, started);
     let stuck = kept.daemon.unwrap();
     kill(stuck, Signal::STOP);
     let (path, bytes) = house.file(5);
@@ -500,6 +515,80 @@ fn a_service_goes_on_with_what_its_manager_has_kept() {
     assert!(!house.is_mounted());
     manager.await_kept(0);
     manager.await_told("STOPPING=1", stopped + 1);
+}
+
+#[test]
+fn half_of_what_was_kept_is_given_up_and_mounted_anew() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let mut manager = Manager::new(&house);
+    manager.start();
+    manager.await_kept(2);
+    for lost in ["musherfs-state", "musherfs-device"] {
+        manager.end(Signal::KILL);
+        manager.lose(lost);
+        manager.start();
+        await_some("a mount that answers", || {
+            let (path, bytes) = house.file(8);
+            fs::read(path).ok().map(|read| assert_eq!(read, bytes))
+        });
+        manager.await_kept(2);
+    }
+    // Whoever is killed in between must not leave a mount alive that nobody can serve.
+    assert_eq!(
+        manager.stored(),
+        ["musherfs-state", "musherfs-device"].repeat(3)
+    );
+}
+
+#[test]
+fn clearing_up_between_two_daemons_does_not_wait_for_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let mut manager = Manager::new(&house);
+    manager.start();
+    manager.await_kept(2);
+    manager.end(Signal::KILL);
+    let start = Instant::now();
+    let output = house.run(["umount", "--dead", house.dir.to_str().unwrap()]);
+    let took = start.elapsed();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(house.is_mounted());
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    manager.start();
+    let (path, bytes) = house.file(9);
+    assert_eq!(fs::read(path).unwrap(), bytes);
+}
+
+#[test]
+fn a_busy_service_manager_is_waited_for() {
+    if !can_mount() {
+        return;
+    }
+    let house = House::new();
+    let mut manager = Manager::new(&house);
+    if manager.group.is_none() {
+        support::fuse::skip("restarting a service: no control group can be made");
+        return;
+    }
+    manager.start();
+    manager.await_kept(2);
+    // Many jobs, and more than a pipe holds.
+    let others: String = (0..3000)
+        .map(|job| format!("{job} another-{job}.service start waiting\n"))
+        .collect();
+    let ours = "9999 musherfs-test.service restart running";
+    manager.set_slow_jobs(3, &format!("{ours}\n{others}"));
+    assert!(manager.end(Signal::TERM).success());
+    assert!(house.is_mounted());
+    assert_eq!(manager.kept(), 2);
+    manager.start();
+    let (path, bytes) = house.file(10);
+    assert_eq!(fs::read(path).unwrap(), bytes);
 }
 
 #[test]

@@ -76,23 +76,53 @@ impl<'h> Manager<'h> {
         await_some("the store", || (self.kept() == many).then_some(()));
     }
 
+    /// Forgets one of them.
+    pub(crate) fn lose(&self, name: &str) {
+        self.kept.0.lock().unwrap().remove(name).unwrap();
+    }
+
+    /// What it was given to keep, in order.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        let told = self.kept.1.lock().unwrap();
+        let pairs = told.iter().zip(told.iter().skip(1));
+        pairs
+            .filter(|(line, _)| *line == "FDSTORE=1")
+            .filter_map(|(_, name)| name.strip_prefix("FDNAME=").map(str::to_owned))
+            .collect()
+    }
+
     /// What `systemctl list-jobs` prints from now on.
     pub(crate) fn set_jobs(&self, text: &str) {
+        self.set_slow_jobs(0, text);
+    }
+
+    /// The same, after so many seconds.
+    pub(crate) fn set_slow_jobs(&self, seconds: u32, text: &str) {
         let program = self.house.home.path().join("bin/systemctl");
         fs::create_dir_all(program.parent().unwrap()).unwrap();
-        fs::write(&program, format!("#!/bin/sh\necho '{text}'\n")).unwrap();
+        fs::write(
+            &program,
+            format!("#!/bin/sh\nsleep {seconds}\necho '{text}'\n"),
+        )
+        .unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     pub(crate) fn start(&mut self) {
         let kept = self.kept.0.lock().unwrap();
         let copy = |name: &str| kept.get(name).map(|fd| fd.try_clone().unwrap());
-        let both = copy("musherfs-device").zip(copy("musherfs-state"));
+        let passed: Vec<(&str, OwnedFd)> = ["musherfs-device", "musherfs-state"]
+            .into_iter()
+            .filter_map(|name| Some((name, copy(name)?)))
+            .collect();
         drop(kept);
+        let names: Vec<_> = passed.iter().map(|(name, _)| *name).collect();
+        let names = names.join(":");
         // Only a shell puts descriptors at given numbers without unsafe code.
-        let passing = match &both {
-            Some(_) => "exec 3<&0 4>&1; export LISTEN_PID=$$ LISTEN_FDS=2;",
-            None => "",
+        let passing = match passed.len() {
+            0 => "",
+            1 => "exec 3<&0; export LISTEN_PID=$$ LISTEN_FDS=1;",
+            _ => "exec 3<&0 4>&1; export LISTEN_PID=$$ LISTEN_FDS=2;",
         };
         let join = match &self.group {
             Some(group) => format!("echo $$ > {}/cgroup.procs;", group.display()),
@@ -100,10 +130,9 @@ impl<'h> Manager<'h> {
         };
         let script = format!("{join} {passing} exec \"$@\" 0</dev/null 1>/dev/null");
         let mut command = self.house.command([""; 0]);
-        let (stdin, stdout) = match both {
-            Some((device, state)) => (Stdio::from(device), Stdio::from(state)),
-            None => (Stdio::null(), Stdio::null()),
-        };
+        let mut passed = passed.into_iter().map(|(_, fd)| Stdio::from(fd));
+        let stdin = passed.next().unwrap_or_else(Stdio::null);
+        let stdout = passed.next().unwrap_or_else(Stdio::null);
         let path = format!(
             "{}:/usr/bin:/bin:/usr/sbin:/sbin",
             self.house.home.path().join("bin").display()
@@ -119,7 +148,7 @@ impl<'h> Manager<'h> {
             .env("PATH", path)
             .env("NOTIFY_SOCKET", &self.socket)
             .env("FDSTORE", "8")
-            .env("LISTEN_FDNAMES", "musherfs-device:musherfs-state")
+            .env("LISTEN_FDNAMES", names)
             .args(["-c", &script, "sh", PROGRAM])
             .args(self.house.mount_arguments())
             .arg("--foreground")

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ use super::{Control, status};
 use crate::metrics::Counter;
 use crate::metrics::requests::{Operation, Outcome, TIME_BOUNDS};
 use crate::mount::touch::{self, Liveness};
+use crate::paths;
 use crate::source::Source as _;
 use crate::source::breaker::BreakerState;
 
@@ -59,7 +60,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+            let path = paths::absolute(Path::new(path)).map_err(|error| error.to_string())?;
             return Ok(Self::Unix(path));
         }
         let address: SocketAddr = text

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::link::{Held, Link, NUMBERS, PROTOCOL, ToDaemon, ToKeeper, ready};
 use crate::fuse::Handshake;
 use crate::mount::{Failure, MountError, Mounted, Result};
+use crate::paths;
 
 /// Between two looks at something that happens at once.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -24,7 +25,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 pub struct Invocation {
     /// The arguments that lead the program to [`crate::mount::background::Supervisor::take_over`].
     pub arguments: Vec<OsString>,
-    /// Where relative paths in the arguments begin.
+    /// Where relative paths in the arguments begin. Never entered: it may be the mountpoint.
     pub directory: PathBuf,
 }
 
@@ -105,11 +106,11 @@ impl Daemon {
         let mut command = program.command();
         command
             .args(&invocation.arguments)
+            .env(paths::DIRECTORY, &invocation.directory)
+            // Whoever enters a directory of the mount waits for the daemon that is to be started.
+            .current_dir("/")
             .stdin(theirs)
             .stdout(Stdio::null());
-        if invocation.directory.is_dir() {
-            command.current_dir(&invocation.directory);
-        }
         let failed = |error| MountError::io(&program.path, error);
         let mut child = command.spawn().map_err(failed)?;
         // It holds the daemon's end: without this, the daemon's death would go unnoticed.

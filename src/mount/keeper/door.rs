@@ -5,18 +5,18 @@
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::mount::Failure;
+use crate::mount::{Failure, background};
 use crate::paths::ensure_private_dir;
 
 /// Below the runtime directory, beside the daemons' control sockets.
@@ -25,11 +25,8 @@ const FOLDER: &str = "musherfs";
 /// What tells a keeper's socket from others there.
 const EXTENSION: &str = "keeper";
 
-/// How long a visitor may take to ask.
+/// How long a visitor may take to ask, from the first word to the last.
 const ASKING: Duration = Duration::from_secs(1);
-
-/// The longest question or answer.
-const LIMIT: u64 = 64 * 1024;
 
 /// What can be asked. As between keeper and daemon, later versions only add.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +58,8 @@ pub struct Kept {
 pub(super) struct Door {
     listener: UnixListener,
     path: PathBuf,
+    /// Which file that is: device and number.
+    file: (u64, u64),
 }
 
 impl Door {
@@ -74,12 +73,26 @@ impl Door {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, path })
+        let file = identity(&path).map_err(failed)?;
+        Ok(Self {
+            listener,
+            path,
+            file,
+        })
     }
 
-    /// Clears up after a daemon that had no time to: its control socket.
+    /// Whether who looks for it finds it. The directory goes at the end of a user's last session, and
+    /// another takes its place in the next.
+    pub(super) fn is_in_place(&self) -> bool {
+        identity(&self.path).is_ok_and(|file| file == self.file)
+    }
+
+    /// Clears up after a daemon that had no time to: its control socket, and its word on what it
+    /// served.
     pub(super) fn clear_after(&self, daemon: u32) {
-        let _ = fs::remove_file(self.path.with_file_name(format!("{daemon}.sock")));
+        for kind in ["sock", "mount"] {
+            let _ = fs::remove_file(self.path.with_file_name(format!("{daemon}.{kind}")));
+        }
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -98,8 +111,15 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.is_in_place() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Somebody who waits for an answer.
@@ -112,13 +132,12 @@ pub(super) struct Visit {
 impl Visit {
     fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(ASKING))?;
         stream.set_write_timeout(Some(ASKING))?;
         let asking = rustix::net::sockopt::socket_peercred(&stream)?.uid;
         if !asking.is_root() && asking != rustix::process::geteuid() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let request = read_line(&stream)?;
+        let request = read_line(&stream, ASKING)?;
         Ok(Self { stream, request })
     }
 
@@ -140,10 +159,9 @@ pub(crate) fn ask<T: DeserializeOwned>(
     patience: Duration,
 ) -> io::Result<Result<T, Failure>> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(ASKING))?;
     write_line(&mut stream, request)?;
-    read_line(&stream)
+    read_line(&stream, patience)
 }
 
 /// The sockets of this user's keepers, and what they keep. Those of the dead are removed.
@@ -182,11 +200,93 @@ fn write_line(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<(
     stream.write_all(&line)
 }
 
-fn read_line<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
+/// All of it within `patience`: nobody else is heard meanwhile.
+fn read_line<T: DeserializeOwned>(stream: &UnixStream, patience: Duration) -> io::Result<T> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(LIMIT)).read_until(b'\n', &mut line)?;
+    background::read_line(stream, Instant::now() + patience, &mut line)?;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_slice(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use rustix::process::{Gid, Uid};
+
+    use super::*;
+
+    fn await_visitor(door: &Door) -> Option<Visit> {
+        super::super::link::ready([door.descriptor()], None).unwrap();
+        door.visitor()
+    }
+
+    #[test]
+    fn a_visitor_who_trickles_is_turned_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let door = Door::open(dir.path()).unwrap();
+        let path = door.path.clone();
+        let (release, released) = mpsc::channel::<()>();
+        let visitor = std::thread::spawn(move || {
+            let mut stream = UnixStream::connect(path).unwrap();
+            let pause = Duration::from_millis(50);
+            for _ in 0..200 {
+                let is_over = released.recv_timeout(pause).is_ok();
+                if is_over || stream.write_all(b" ").is_err() {
+                    return true;
+                }
+            }
+            false
+        });
+        assert!(await_visitor(&door).is_none());
+        let _ = release.send(());
+        assert!(visitor.join().unwrap(), "it was heard to the end");
+    }
+
+    #[test]
+    fn another_user_is_turned_away() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let door = Door::open(dir.path()).unwrap();
+        // Were they let in at all.
+        let folder = door.path.parent().unwrap();
+        for path in [dir.path(), folder, door.path.as_path()] {
+            fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        }
+        for (user, is_welcome) in [(65534, false), (0, true)] {
+            let path = door.path.clone();
+            let visitor = std::thread::spawn(move || {
+                // Of this thread only.
+                let group = Some(Gid::from_raw(user));
+                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+                let user = Some(Uid::from_raw(user));
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                let mut stream = UnixStream::connect(path).unwrap();
+                write_line(&mut stream, &Request::Hello {}).unwrap();
+                stream
+            });
+            let visit = await_visitor(&door);
+            assert_eq!(visit.is_some(), is_welcome, "{user}");
+            drop(visitor.join().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_door_knows_whether_it_is_in_its_place_and_spares_another_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let door = Door::open(dir.path()).unwrap();
+        assert!(door.is_in_place());
+        fs::rename(&door.path, dir.path().join("elsewhere")).unwrap();
+        assert!(!door.is_in_place());
+        let other = UnixListener::bind(&door.path).unwrap();
+        assert!(!door.is_in_place());
+        let path = door.path.clone();
+        drop(door);
+        assert!(path.exists());
+        drop(other);
+    }
 }

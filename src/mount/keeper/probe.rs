@@ -48,11 +48,20 @@ impl Probe {
         self.next
     }
 
-    /// Whether the mount on `dir` has not answered for `limit`. To be called when it is due; starts a
-    /// process if none is under way, and never waits.
+    /// Whether it is time to look. Whoever is told so has had this turn, whatever comes of it: the
+    /// next one is an interval away.
+    pub(super) fn takes_turn(&mut self, now: Instant) -> bool {
+        let is_due = now >= self.next;
+        if is_due {
+            self.next = now + self.interval;
+        }
+        is_due
+    }
+
+    /// Whether the mount on `dir` has not answered for `limit`. Starts a process if none is under
+    /// way, and never waits.
     pub(super) fn is_stuck(&mut self, program: &Program, dir: &Path, limit: Duration) -> bool {
         let now = Instant::now();
-        self.next = now + self.interval;
         if let Some((child, since)) = &mut self.running {
             match child.try_wait() {
                 Ok(None) => {
@@ -88,5 +97,22 @@ impl Probe {
                 Ok(Some(_)) | Err(_) => self.running = None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_taken_once() {
+        let interval = Duration::from_secs(10);
+        let mut probe = Probe::new(interval);
+        let due = probe.due();
+        assert!(!probe.takes_turn(due - Duration::from_secs(1)));
+        assert_eq!(probe.due(), due);
+        assert!(probe.takes_turn(due));
+        assert!(!probe.takes_turn(due));
+        assert_eq!(probe.due(), due + interval);
     }
 }
