@@ -66,6 +66,22 @@ pub const REF_TTL: Duration = Duration::from_secs(300);
 
 /// A larger JSON file is damaged, or hostile.
 const MAX_MANIFEST: u64 = 64 * 1024 * 1024;
+/// Largest entry that is read by whoever must not wait: some milliseconds.
+const QUICK: u64 = 1024 * 1024;
+
+/// How much may be done for a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What a thread may do that serves others.
+    Quick,
+    /// Whatever is needed.
+    Any,
+}
+
+/// There may be an entry, but it is large, or lacks sizes, which only hashing all its blobs tells. A
+/// thread that serves others leaves it to one that need not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slow;
 
 /// Sidecars and refs have some hundred bytes.
 const MAX_SMALL: u64 = 64 * 1024;
@@ -131,12 +147,39 @@ impl Cache {
 
     /// Reads the manifest of `version`, in any tool's dialect and under any spelling of `host`.
     ///
-    /// `None` if there is none that can be used, for whatever reason.
+    /// `None` if there is none that can be used, for whatever reason. May take seconds: see [`Slow`].
     pub fn read_manifest(&self, host: &HostId, version: &VersionRef) -> Option<CachedManifest> {
+        self.look_for_manifest(host, version, Effort::Any)
+            .unwrap_or(None)
+    }
+
+    /// As [`Cache::read_manifest`], if no more than `effort` allows is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`Slow`] if it is.
+    pub fn look_for_manifest(
+        &self,
+        host: &HostId,
+        version: &VersionRef,
+        effort: Effort,
+    ) -> Result<Option<CachedManifest>, Slow> {
         if !version.version.fits_cache() {
-            return None;
+            return Ok(None);
         }
-        spellings(host).find_map(|spelling| self.read_entry(&spelling, host, version))
+        for spelling in spellings(host) {
+            let entry = self.read_entry(&spelling, host, version, effort)?;
+            if entry.is_some() {
+                return Ok(entry);
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Cache::read_manifest`], under this spelling of the host only.
+    fn read_manifest_at(&self, host: &HostId, version: &VersionRef) -> Option<CachedManifest> {
+        self.read_entry(host, host, version, Effort::Any)
+            .unwrap_or(None)
     }
 
     fn read_entry(
@@ -144,50 +187,81 @@ impl Cache {
         spelling: &HostId,
         host: &HostId,
         version: &VersionRef,
-    ) -> Option<CachedManifest> {
-        let dir = self
-            .open_dir(&manifest_dir(spelling, &version.bundle))
-            .ok()?;
+        effort: Effort,
+    ) -> Result<Option<CachedManifest>, Slow> {
+        let Ok(dir) = self.open_dir(&manifest_dir(spelling, &version.bundle)) else {
+            return Ok(None);
+        };
         let name = &version.version;
-        let json = read_json(&dir, &format!("{name}.json"), MAX_MANIFEST)?;
+        let file = format!("{name}.json");
+        if effort == Effort::Quick
+            && dir
+                .open_file(&file)
+                .and_then(|file| file.metadata())
+                .is_ok_and(|metadata| metadata.len() > QUICK)
+        {
+            return Err(Slow);
+        }
+        let Some(json) = read_json(&dir, &file, MAX_MANIFEST) else {
+            return Ok(None);
+        };
         let age = match read_json(&dir, &format!("{name}.meta.json"), MAX_SMALL) {
             Some(sidecar) => Age::parse(&sidecar, host.is_local()),
             None => Age::UNKNOWN,
         };
         let (manifest, is_superset) = match dialect::read_superset(&json, version) {
             Some(manifest) => (manifest, age.is_superset),
-            None => (self.read_foreign(&json, version)?, false),
+            None => match self.read_foreign(&json, version, effort)? {
+                Some(manifest) => (manifest, false),
+                None => return Ok(None),
+            },
         };
-        Some(CachedManifest {
+        Ok(Some(CachedManifest {
             manifest,
             fetched_at: age.fetched_at,
             ttl: age.ttl,
             is_superset,
-        })
+        }))
     }
 
-    fn read_foreign(&self, json: &[u8], version: &VersionRef) -> Option<Manifest> {
+    fn read_foreign(
+        &self,
+        json: &[u8],
+        version: &VersionRef,
+        effort: Effort,
+    ) -> Result<Option<Manifest>, Slow> {
         let miss = |error: &dyn std::error::Error| {
             tracing::debug!(%version, %error, "a cached manifest cannot be used");
         };
         // Where JSON is skipped it is not decoded, and some tools put anything there.
-        std::str::from_utf8(json)
-            .inspect_err(|error| miss(error))
-            .ok()?;
-        let mut document = Document::parse(json)
-            .inspect_err(|error| miss(error))
-            .ok()?;
+        if let Err(error) = std::str::from_utf8(json) {
+            miss(&error);
+            return Ok(None);
+        }
+        let mut document = match Document::parse(json) {
+            Ok(document) => document,
+            Err(error) => {
+                miss(&error);
+                return Ok(None);
+            }
+        };
+        if effort == Effort::Quick && document.lacks_sizes() {
+            return Err(Slow);
+        }
         document.fill_sizes(|digest| self.verified_size(digest));
-        let manifest = document
-            .into_manifest(version.clone())
-            .inspect_err(|error| miss(error))
-            .ok()?;
+        let manifest = match document.into_manifest(version.clone()) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                miss(&error);
+                return Ok(None);
+            }
+        };
         if let Some(state) = dialect::read_state(json).flatten()
             && state != manifest.info().state.as_str()
         {
             tracing::warn!(%version, state, "a cached manifest has an unknown state: taken for published");
         }
-        Some(manifest)
+        Ok(Some(manifest))
     }
 
     /// Writes the manifest, as confirmed at `fetched_at`, and its sidecar last.

@@ -81,6 +81,9 @@ pub enum Error {
     Timeout {
         /// What was waited for.
         what: String,
+        /// Whether most of the time went by behind other requests of ours, which says nothing about
+        /// the source.
+        queued: bool,
     },
     /// The source cannot be reached (refused, DNS, TLS, reset), or keeps answering 5xx or 429.
     #[error("{origin} is unreachable: {reason}")]
@@ -136,6 +139,14 @@ impl Error {
     pub fn not_found(what: impl ToString) -> Self {
         Self::NotFound {
             what: what.to_string(),
+        }
+    }
+
+    /// `what` was waited for, and whoever has it was asked.
+    pub fn timeout(what: impl ToString) -> Self {
+        Self::Timeout {
+            what: what.to_string(),
+            queued: false,
         }
     }
 
@@ -237,7 +248,7 @@ mod tests {
     #[test]
     fn the_hint_about_time_names_what_every_command_understands() {
         let what = String::new();
-        let hint = Error::Timeout { what }.hint().unwrap();
+        let hint = Error::timeout(what).hint().unwrap();
         assert!(hint.contains("MUSHERFS_METADATA_TIMEOUT"), "{hint}");
         assert!(!hint.contains("--"), "{hint}");
     }

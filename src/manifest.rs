@@ -108,6 +108,38 @@ pub struct Info {
     pub state: State,
 }
 
+impl Info {
+    /// How many bytes of text there are.
+    fn text_len(&self) -> usize {
+        let Self {
+            bundle_id,
+            version_id,
+            name,
+            description,
+            source_type,
+            oci_ref,
+            oci_digest,
+            state: _,
+        } = self;
+        let given = [bundle_id, version_id, name, source_type];
+        let optional = [description, oci_ref, oci_digest];
+        let optional = optional.into_iter().flatten();
+        given.into_iter().chain(optional).map(String::len).sum()
+    }
+}
+
+/// The type of asset that a path's first directory tells.
+pub fn type_of_path(path: &str) -> &'static str {
+    match path.split_once('/').map(|(first, _)| first) {
+        Some("skills") => "skill",
+        Some("agents") => "agent_spec",
+        Some("prompts") => "prompt",
+        Some("tools") => "toolset",
+        Some("config" | "configs") => "config",
+        _ => "other",
+    }
+}
+
 /// Why an entry of the table is hidden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
@@ -318,7 +350,13 @@ impl Manifest {
 
     /// About how many bytes of memory the table takes.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.rows) + self.text.len()
+        let words: usize = self.words.iter().map(|word| word.len()).sum();
+        size_of::<Self>()
+            + size_of_val(&*self.rows)
+            + self.text.len()
+            + size_of_val(&*self.words)
+            + words
+            + self.info.text_len()
     }
 
     /// The entry at `index`.

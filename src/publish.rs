@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use crate::error::Error;
-use crate::manifest::MAX_ENTRIES;
+use crate::manifest::{MAX_ENTRIES, type_of_path};
 use crate::reference::{BundleId, InvalidPath, LogicalPath, Version, VersionRef};
 
 /// Largest asset, in bytes: what a reader accepts over the API.
@@ -241,7 +241,7 @@ impl Asset {
             source,
         })?;
         Ok(Self {
-            asset_type: inferred_type(path.as_str()).to_owned(),
+            asset_type: type_of_path(path.as_str()).to_owned(),
             path,
             media_type: None,
             bytes: bytes.into(),
@@ -389,17 +389,6 @@ pub(crate) fn known_type(kind: &str) -> &'static str {
         "skill" => "skill",
         "prompt" => "prompt",
         "config" => "config",
-        _ => "other",
-    }
-}
-
-fn inferred_type(path: &str) -> &'static str {
-    match path.split_once('/').map(|(first, _)| first) {
-        Some("skills") => "skill",
-        Some("agents") => "agent_spec",
-        Some("prompts") => "prompt",
-        Some("tools") => "toolset",
-        Some("config" | "configs") => "config",
         _ => "other",
     }
 }

@@ -64,11 +64,7 @@ impl Deadline {
     ) -> Result<T> {
         tokio::time::timeout_at(self.0, work)
             .await
-            .unwrap_or_else(|_| {
-                Err(Error::Timeout {
-                    what: what.to_string(),
-                })
-            })
+            .unwrap_or_else(|_| Err(Error::timeout(what)))
     }
 
     /// Waits for the one computation for `key`, starting it if it is not running, but no longer than

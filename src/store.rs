@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use lru::LruCache;
 use tracing::{debug, error, info, warn};
 
-use crate::cache::{Cache, MANIFEST_TTL};
+use crate::cache::{Cache, Effort, MANIFEST_TTL, Slow};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Manifest, State};
@@ -250,10 +250,25 @@ impl Store {
     /// Returns the manifest without waiting for anybody, if that is possible.
     ///
     /// A stale one is an answer too, since content cannot change: it is refreshed behind the
-    /// answer. Under a policy that can take a version away it is asked for first, so `None`.
+    /// answer. Under a policy that can take a version away it is asked for first, so `None`. So it is
+    /// if reading the cache's entry takes long ([`Slow`]).
     pub fn manifest_now(self: &Arc<Self>, version: &VersionRef) -> Option<Result<Arc<Loaded>>> {
-        self.prefer_local(version);
-        let loaded = self.known(version)?;
+        let loaded = self.looked_up(version, Effort::Quick).ok()??;
+        self.answer(version, loaded)
+    }
+
+    /// What is known when a name is looked up: from memory or disk.
+    fn looked_up(&self, version: &VersionRef, effort: Effort) -> Result<Option<Arc<Loaded>>, Slow> {
+        self.prefer_local(version, effort)?;
+        self.known(version, effort)
+    }
+
+    /// The answer to a lookup that `loaded` is, unless it must be asked for first.
+    fn answer(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        loaded: Arc<Loaded>,
+    ) -> Option<Result<Arc<Loaded>>> {
         if !loaded.is_fresh() && !self.sources.is_empty() {
             if self.policy.deny_yanked || self.policy.respect_removal {
                 return None;
@@ -265,14 +280,15 @@ impl Store {
 
     /// Lets a pack that was made since take the place of what the registry has. Only when a name is
     /// looked up: whoever holds the registry's version keeps it until then.
-    fn prefer_local(&self, version: &VersionRef) {
+    fn prefer_local(&self, version: &VersionRef, effort: Effort) -> Result<(), Slow> {
         let may_win = self.policy.local_packs
             && self
                 .in_memory(version)
                 .is_some_and(|loaded| !loaded.host.is_local());
-        if may_win && let Some(local) = self.load_local(version) {
+        if may_win && let Some(local) = self.load_local(version, effort)? {
             self.keep_manifest(&Arc::new(local));
         }
+        Ok(())
     }
 
     /// How long a lookup of the version's name need not be repeated.
@@ -288,8 +304,14 @@ impl Store {
 
     /// The manifest of a version that somebody holds already: from memory or disk, whatever its age
     /// and whatever the policy says about looking it up now.
+    /// `None` if reading it takes long ([`Slow`]).
     pub fn held_now(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
-        self.known(version)
+        self.known(version, Effort::Quick).ok()?
+    }
+
+    /// Like [`Store::held_now`], however long it takes: not for a thread that serves others.
+    pub fn held_on_disk(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+        self.known(version, Effort::Any).ok()?
     }
 
     /// Like [`Store::held_now`], asking the sources if the cache has lost it.
@@ -302,10 +324,32 @@ impl Store {
         version: &VersionRef,
         deadline: Deadline,
     ) -> Result<Arc<Loaded>> {
-        match self.known(version) {
+        let known = match self.known(version, Effort::Quick) {
+            Ok(known) => known,
+            Err(Slow) => self.slowly(version, deadline, Self::known).await?,
+        };
+        match known {
             Some(loaded) => Ok(loaded),
             None => self.fetch(version, deadline).await,
         }
+    }
+
+    /// Does `look`, which takes long, on a thread that may be kept busy. Whoever waits gives up at
+    /// the deadline; what was found is in memory then.
+    async fn slowly(
+        self: &Arc<Self>,
+        version: &VersionRef,
+        deadline: Deadline,
+        look: fn(&Self, &VersionRef, Effort) -> Result<Option<Arc<Loaded>>, Slow>,
+    ) -> Result<Option<Arc<Loaded>>> {
+        let (store, id) = (Arc::clone(self), version.clone());
+        let looking = tokio::task::spawn_blocking(move || look(&store, &id, Effort::Any));
+        let found = async {
+            looking
+                .await
+                .map_err(|lost| Error::Internal(format!("{version}: {lost}")))
+        };
+        Ok(deadline.run(version, found).await?.unwrap_or(None))
     }
 
     /// The manifest if it is in memory.
@@ -324,14 +368,22 @@ impl Store {
         version: &VersionRef,
         deadline: Deadline,
     ) -> Result<Arc<Loaded>> {
-        if let Some(answer) = self.manifest_now(version) {
+        let known = match self.looked_up(version, Effort::Quick) {
+            Ok(known) => known,
+            Err(Slow) => self.slowly(version, deadline, Self::looked_up).await?,
+        };
+        if let Some(answer) = known.and_then(|loaded| self.answer(version, loaded)) {
             return answer;
         }
         let error = match self.fetch(version, deadline).await {
             Ok(loaded) => return self.admit(loaded),
             Err(error) => error,
         };
-        match self.known(version) {
+        let known = match self.known(version, Effort::Quick) {
+            Ok(known) => known,
+            Err(Slow) => self.slowly(version, deadline, Self::known).await?,
+        };
+        match known {
             Some(loaded) if !(error.is_absence() && self.policy.respect_removal) => {
                 debug!(%version, %error, "serving the known manifest");
                 self.admit(loaded)
@@ -384,21 +436,24 @@ impl Store {
     }
 
     /// The manifest from memory or disk, fresh or not.
-    fn known(&self, version: &VersionRef) -> Option<Arc<Loaded>> {
+    fn known(&self, version: &VersionRef, effort: Effort) -> Result<Option<Arc<Loaded>>, Slow> {
         if !self.is_allowed(version) {
-            return None;
+            return Ok(None);
         }
         if let Some(loaded) = lock(&self.manifests).loaded.get(version)
             && (loaded.is_fresh() || !loaded.host.is_local())
         {
-            return Some(Arc::clone(loaded));
+            return Ok(Some(Arc::clone(loaded)));
         }
-        let loaded = self
-            .load_local(version)
-            .or_else(|| self.load_cached(version))?;
-        let loaded = Arc::new(loaded);
-        self.keep_manifest(&loaded);
-        Some(loaded)
+        let loaded = match self.load_local(version, effort)? {
+            Some(local) => Some(local),
+            None => self.load_cached(version, effort)?,
+        };
+        let loaded = loaded.map(Arc::new);
+        if let Some(loaded) = &loaded {
+            self.keep_manifest(loaded);
+        }
+        Ok(loaded)
     }
 
     fn is_allowed(&self, version: &VersionRef) -> bool {
@@ -413,34 +468,39 @@ impl Store {
         lock(&self.manifests).insert(Arc::clone(loaded));
     }
 
-    fn load_local(&self, version: &VersionRef) -> Option<Loaded> {
+    fn load_local(&self, version: &VersionRef, effort: Effort) -> Result<Option<Loaded>, Slow> {
         // A lockfile is about what a registry serves.
         if !self.policy.local_packs || self.policy.locked.is_some() {
-            return None;
+            return Ok(None);
         }
         let host = HostId::local();
-        let cached = self.cache.read_manifest(&host, version)?;
+        let Some(cached) = self.cache.look_for_manifest(&host, version, effort)? else {
+            return Ok(None);
+        };
         self.report_refused(&cached.manifest);
         // A pack never expires, but may be packed again.
-        Some(Loaded::new(
+        Ok(Some(Loaded::new(
             cached.manifest,
             host,
             "local pack".into(),
             RECHECK,
-        ))
+        )))
     }
 
-    fn load_cached(&self, version: &VersionRef) -> Option<Loaded> {
-        let cached = self.cache.read_manifest(&self.host, version)?;
-        self.check_table(&cached.manifest).ok()?;
+    fn load_cached(&self, version: &VersionRef, effort: Effort) -> Result<Option<Loaded>, Slow> {
+        let cached = self.cache.look_for_manifest(&self.host, version, effort)?;
+        let Some(cached) = cached.filter(|cached| self.check_table(&cached.manifest).is_ok())
+        else {
+            return Ok(None);
+        };
         self.report_refused(&cached.manifest);
         let life = cached.remaining(Timestamp::now());
-        Some(Loaded::new(
+        Ok(Some(Loaded::new(
             cached.manifest,
             self.host.clone(),
             "cache".into(),
             life,
-        ))
+        )))
     }
 
     /// Compares a manifest with what the same version was before.
@@ -482,7 +542,9 @@ impl Store {
         let named = |manifest: &Manifest| -> Option<Digest> {
             manifest.info().oci_digest.as_deref()?.parse().ok()
         };
-        let known = self.known(id).filter(|known| known.host == self.host);
+        let known = self
+            .held_on_disk(id)
+            .filter(|known| known.host == self.host);
         let first = known.and_then(|known| named(&known.manifest));
         match (first, named(manifest)) {
             (Some(first), Some(now)) if first != now => {
@@ -575,7 +637,7 @@ impl Store {
             }
         }
         if failure.is_absence()
-            && self.known(version).is_some()
+            && self.held_on_disk(version).is_some()
             && self
                 .journal
                 .remember_removal(&journal_key(&self.host, version), true)
@@ -622,7 +684,7 @@ impl Store {
             .remember_removal(&journal_key(&self.host, version), false);
         let fetched = Loaded::new(manifest, self.host.clone(), origin, MANIFEST_TTL);
         // A pack of this machine wins over what the registry has under the same name.
-        let local = self.load_local(version);
+        let local = self.load_local(version, Effort::Any).unwrap_or(None);
         let fetched = Arc::new(fetched);
         let loaded = local.map_or_else(|| Arc::clone(&fetched), Arc::new);
         self.keep_manifest(&loaded);

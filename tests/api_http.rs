@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use musherfs::error::{Error, Result};
 use musherfs::metrics::{Counter, Metrics};
 use musherfs::source::http::{
-    Authorization, HttpClient, HttpSettings, MAX_ANSWER, MAX_IN_FLIGHT, Request, Response, Timing,
+    Authorization, Exchange, HttpClient, HttpSettings, Lane, MAX_ANSWER, MAX_IN_FLIGHT, Request,
+    Response, Timing,
 };
 use musherfs::source::{Deadline, Sink};
 use support::fault_server::{FaultServer, Reply};
@@ -35,6 +36,7 @@ fn client(timing: Timing) -> HttpClient {
 
 fn request(url: &str) -> Request<'static> {
     Request {
+        lane: Lane::Content,
         url: url.parse().unwrap(),
         what: "the thing",
         accept: "application/json",
@@ -237,6 +239,22 @@ async fn a_slow_body_that_goes_on_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_slow_body_that_goes_on_may_take_as_long_as_the_deadline() {
+    let short = Duration::from_millis(500);
+    let timing = Timing {
+        connect: short,
+        first_byte: short,
+        stall_window: short,
+        ..hasty()
+    };
+    let body = Reply::bytes("application/json", vec![b' '; 40 << 10]);
+    let server = FaultServer::script([body.trickle(2 << 10, Duration::from_millis(100))]);
+    let response = client(timing).get(&request(&server.url()), soon()).await;
+    assert_eq!(response.unwrap().body.len(), 40 << 10);
+    assert_eq!(server.requests().len(), 1, "never from the start again");
+}
+
+#[tokio::test]
 async fn a_hanging_server_releases_the_caller_at_the_deadline() {
     let server = FaultServer::script([Reply::hang()]);
     let deadline = Deadline::after(Duration::from_millis(300));
@@ -405,7 +423,83 @@ async fn a_key_that_is_echoed_where_a_long_text_is_cut_short_leaves_no_part_of_i
 }
 
 #[tokio::test]
-async fn at_most_64_requests_are_in_flight() {
+async fn a_login_that_is_echoed_as_it_was_sent_is_taken_out() {
+    let authorization = Authorization::basic("ann", "open sesame").unwrap();
+    let pair = "YW5uOm9wZW4gc2VzYW1l";
+    let echo = format!("you sent Basic {pair}, which is open sesame");
+    let server = FaultServer::script([Reply::problem(401, "no", &echo)]);
+    let mut request = request(&server.url());
+    request.authorization = Some(&authorization);
+    let response = client(hasty()).get(&request, soon()).await.unwrap();
+    let sent = server.requests()[0]
+        .header("authorization")
+        .unwrap()
+        .to_owned();
+    assert_eq!(sent, format!("Basic {pair}"));
+    let error = response.error("the thing").to_string();
+    assert!(error.contains("you sent Basic …, which is …"), "{error}");
+}
+
+#[tokio::test]
+async fn half_a_secret_is_left_by_no_way_of_spelling_or_asking() {
+    for before in 185..205 {
+        let space = "x".repeat(before);
+        let spelt = format!(r#"{{"detail":"{space}\u006dush_secret is not valid"}}"#);
+        let plain = format!("{space}mush_secret is not valid");
+        for echo in [
+            Reply::bytes("application/problem+json", spelt),
+            Reply::bytes("text/plain", plain),
+        ] {
+            let server = FaultServer::script([echo.with_status(403)]);
+            let authorization = Authorization::bearer("mush_secret").unwrap();
+            let mut request = request(&server.url());
+            request.authorization = Some(&authorization);
+            let asked = client(hasty()).get(&request, soon()).await.unwrap();
+            let exchange = Exchange {
+                method: http::Method::POST,
+                url: server.url().parse().unwrap(),
+                what: "the thing",
+                headers: http::HeaderMap::new(),
+                authorization: None,
+                body: Some("grant=mush_secret".into()),
+                secret: Some("mush_secret"),
+                repeatable: false,
+            };
+            let sent = client(hasty()).exchange(&exchange, soon()).await.unwrap();
+            for answer in [asked, sent] {
+                let error = answer.error("the thing").to_string();
+                assert!(!error.contains("mu"), "{before}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_tags_that_has_no_end_is_given_up() {
+    use musherfs::credentials::docker::LoginChain;
+    use musherfs::publish::oci::Remote;
+    use musherfs::source::oci::auth::Authenticator;
+    use musherfs::source::oci::reference::Endpoint;
+
+    let page = AtomicUsize::new(0);
+    let server = FaultServer::start(move |_| {
+        let next = page.fetch_add(1, SeqCst);
+        let tags = format!(r#"{{"tags":["{}"]}}"#, "x".repeat(8 << 20));
+        let link = format!("</v2/acme/kit/tags/list?last={next}>; rel=\"next\"");
+        Reply::bytes("application/json", tags).header("link", &link)
+    });
+    let endpoint: Endpoint = server.address().to_string().parse().unwrap();
+    let http = client(hasty());
+    let repository = endpoint.repository(&"acme/kit".parse().unwrap()).unwrap();
+    let guard = Authenticator::new(http.clone(), endpoint.clone(), LoginChain::default());
+    let remote = Remote::new(endpoint, http, Arc::new(guard), Duration::from_secs(60)).unwrap();
+    let error = remote.tags(&repository).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    assert!(server.requests().len() <= 5, "{}", server.requests().len());
+}
+
+#[tokio::test]
+async fn at_most_64_requests_of_a_lane_are_in_flight() {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
     let server = FaultServer::start({
         let gate = Arc::clone(&gate);
@@ -428,8 +522,22 @@ async fn at_most_64_requests_are_in_flight() {
     }
     let late = Deadline::after(Duration::from_millis(200));
     let error = client.get(&request(&server.url()), late).await;
-    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+    assert!(
+        matches!(error, Err(Error::Timeout { queued: true, .. })),
+        "{error:?}"
+    );
     assert_eq!(server.requests().len(), MAX_IN_FLIGHT);
+    let name = Request {
+        lane: Lane::Names,
+        ..request(&server.url())
+    };
+    let late = Deadline::after(Duration::from_millis(200));
+    let error = client.get(&name, late).await;
+    assert!(
+        matches!(error, Err(Error::Timeout { queued: false, .. })),
+        "{error:?}"
+    );
+    assert_eq!(server.requests().len(), MAX_IN_FLIGHT + 1, "its own lane");
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
     for asked in asked {

@@ -137,7 +137,7 @@ impl Cache {
     pub fn on_disk(&self) -> Vec<OnDisk> {
         let mut all = Vec::new();
         for entry in self.entries() {
-            let cached = self.read_entry(&entry.host, &entry.host, &entry.version);
+            let cached = self.read_manifest_at(&entry.host, &entry.version);
             let confirmed = cached.as_ref().and_then(|cached| cached.fetched_at);
             let written_at = confirmed.or_else(|| self.written_at(&entry.host, &entry.version));
             all.push(OnDisk {
@@ -188,7 +188,7 @@ impl Cache {
         if host.is_local() {
             return Ok(false);
         }
-        let Some(cached) = self.read_entry(host, host, version) else {
+        let Some(cached) = self.read_manifest_at(host, version) else {
             return Ok(false);
         };
         let Some(fetched_at) = cached.fetched_at.filter(|_| !cached.is_superset) else {

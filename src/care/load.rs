@@ -183,7 +183,9 @@ impl Planned {
             .filter(|(index, size)| options.force || !is_there(*index, *size))
             .map(|(index, _)| *index)
             .collect();
-        if !options.force && missing.len() > 1 && client.store.is_worth_a_pull(&loaded, MOST_PULLED)
+        if !options.force
+            && missing.len() > 1
+            && client.store.found_worth_a_pull(&loaded, MOST_PULLED).await
         {
             client.store.pull(&loaded).await;
         }

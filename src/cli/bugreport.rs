@@ -3,14 +3,19 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::failure::Failure;
 use super::mount::DEFAULT_MOUNTPOINT;
 use super::output;
 use super::shared::{Context, SourceArgs, runtime};
+use crate::client::{self, Party};
+use crate::credentials::docker::{Login, LoginFiles};
 use crate::doctor::bugreport::{self, Redactor};
 use crate::doctor::{self, Finding};
 use crate::error::Error;
-use crate::mount::control::client;
+use crate::mount::control;
 
 /// Write an archive for a report: versions, settings, findings, numbers, the log
 ///
@@ -46,10 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     });
     let dir = std::path::absolute(&args.mountpoint)
         .map_err(|error| Error::io(&args.mountpoint, error))?;
-    // A key that cannot be read cannot be told either.
-    let keys = context.key_chain().ok();
-    let key = keys.and_then(|keys| keys.lookup().ok().flatten());
-    let redactor = Redactor::new(key.map(|key| key.expose().to_owned()));
+    let redactor = Redactor::new(secrets(&context));
     let mut findings: Vec<Finding> = problem
         .iter()
         .map(|failure| Finding::bad_setting(failure.message.clone()))
@@ -80,6 +82,29 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     output::line(&path.display().to_string())
 }
 
+/// The credentials that are given for any source. What cannot be read cannot be told either.
+fn secrets(context: &Context) -> Vec<String> {
+    let chain = context.key_chain().unwrap_or_default();
+    let key = chain.lookup().ok().flatten();
+    let mut secrets: Vec<String> = key.iter().map(|key| key.expose().to_owned()).collect();
+    let parties = client::parties(&context.config, &chain, &LoginFiles::from_env());
+    for (party, _) in parties.unwrap_or_default() {
+        let Party::Oci { logins, .. } = party else {
+            continue;
+        };
+        match logins.lookup() {
+            Ok(Some(Login::Password { user, password })) => {
+                // As a header has it.
+                secrets.push(STANDARD.encode(format!("{user}:{password}")));
+                secrets.push(password);
+            }
+            Ok(Some(Login::IdentityToken(token))) => secrets.push(token),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    secrets
+}
+
 fn version() -> String {
     format!("musherfs {}\n", env!("CARGO_PKG_VERSION"))
 }
@@ -89,7 +114,7 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 fn status(context: &Context) -> Result<String, Failure> {
-    let answers = runtime()?.block_on(client::all(&context.directories.runtime));
+    let answers = runtime()?.block_on(control::client::all(&context.directories.runtime));
     Ok(match answers {
         Ok(answers) => {
             let mut text = json(&answers.mounts);

@@ -217,7 +217,7 @@ mod tests {
             (unreachable, 3),
             (Error::Offline { what: what() }, 3),
             (Error::Config("x".into()), 4),
-            (Error::Timeout { what: what() }, 5),
+            (Error::timeout(what()), 5),
             (Error::Internal("x".into()), 6),
         ] {
             assert_eq!(Failure::from(error.clone()).code, code, "{error}");

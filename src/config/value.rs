@@ -1,6 +1,7 @@
 //! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
 //! file all accept the same.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -162,13 +163,30 @@ pub fn layout(url: &Url) -> Option<PathBuf> {
         .ok()
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether a URL's host is loopback and nothing else: `127.0.0.0/8`, `::1` or `localhost`. What may be
+/// sent there in the clear stays on this machine.
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
         None => false,
     }
+}
+
+/// Whether a URL may lead to this machine by any of its host's spellings: loopback, also as an IPv4
+/// address in an IPv6 one, or the address of everything. Nobody on the network may send us there.
+pub fn is_here(url: &Url) -> bool {
+    let ip = match url.host() {
+        Some(Host::Ipv4(ip)) => IpAddr::from(ip),
+        Some(Host::Ipv6(ip)) => ip.to_canonical(),
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            return name == "localhost" || name.ends_with(".localhost");
+        }
+        None => return false,
+    };
+    ip.is_loopback() || ip.is_unspecified()
 }
 
 /// A mirror of a registry.
@@ -365,6 +383,32 @@ mod tests {
         ] {
             let problem = url(bad).unwrap_err();
             assert!(!problem.contains("pass@"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_more_spellings_than_may_be_told_a_secret() {
+        for (host, loopback, here) in [
+            ("127.0.0.1", true, true),
+            ("127.9.9.9", true, true),
+            ("LocalHost", true, true),
+            ("[::1]", true, true),
+            ("0.0.0.0", false, true),
+            ("[::]", false, true),
+            ("[::ffff:127.0.0.1]", false, true),
+            ("[::ffff:0.0.0.0]", false, true),
+            ("localhost.", false, true),
+            ("r.localhost", false, true),
+            ("localhost.example", false, false),
+            ("[::ffff:192.0.2.1]", false, false),
+            ("192.0.2.1", false, false),
+        ] {
+            let url: Url = format!("http://{host}:1/").parse().unwrap();
+            assert_eq!(
+                (is_loopback(&url), is_here(&url)),
+                (loopback, here),
+                "{host}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::client::{self, Party};
 use crate::credentials::docker::LoginChain;
 use crate::error::Error;
 use crate::source::Deadline;
-use crate::source::http::Response;
+use crate::source::http::{Lane, Response};
 use crate::source::oci::auth::Scope;
 use crate::source::oci::client::{Ask, RegistryClient};
 use crate::source::oci::reference::Endpoint;
@@ -118,6 +118,7 @@ async fn login(
 
 async fn front_page(client: &RegistryClient, deadline: Deadline) -> Result<Response, Error> {
     let ask = Ask {
+        lane: Lane::Names,
         scope: &Scope::none(),
         path: "",
         accept: "application/json",

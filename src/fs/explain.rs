@@ -335,7 +335,7 @@ impl Fs {
         rest: &str,
         failure: Option<Failure>,
     ) -> Explanation {
-        let mut explanation = match self.store.held_now(version) {
+        let mut explanation = match self.store.held_on_disk(version) {
             Some(loaded) => self.explain_entry(&loaded, rest, failure),
             None => self.explain_absent_version(version, failure),
         };

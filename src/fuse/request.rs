@@ -116,9 +116,7 @@ impl Fuse {
             ?most,
             "a request outlived its deadline"
         );
-        Error::Timeout {
-            what: format!("{operation} of inode {:#x}", asked.ino),
-        }
+        Error::timeout(format_args!("{operation} of inode {:#x}", asked.ino))
     }
 
     /// Counts an answer.

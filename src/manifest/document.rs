@@ -89,6 +89,12 @@ impl Document {
         Manifest::new(expected, self.info, layers)
     }
 
+    /// Whether the size of a file is not told.
+    pub fn lacks_sizes(&self) -> bool {
+        let mut layers = self.layers.iter().flatten();
+        layers.any(|layer| layer.size.is_none())
+    }
+
     /// Gives each layer without a size the one that `size_of` knows.
     pub fn fill_sizes(&mut self, size_of: impl Fn(Digest) -> Option<u64>) {
         for layer in self.layers.iter_mut().flatten() {

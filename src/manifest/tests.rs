@@ -420,3 +420,20 @@ fn a_file_that_is_said_to_be_empty_must_have_the_hash_of_nothing() {
     }
     assert_eq!(manifest.table_digest(), hasher.finish());
 }
+
+#[test]
+fn what_is_known_besides_the_files_takes_memory_as_well() {
+    let plain = manifest(&["a"]).memory();
+    let info = Info {
+        description: Some("d".repeat(1000)),
+        ..Info::default()
+    };
+    let described = Manifest::new(id(), info, vec![layer("a", "a")]).unwrap();
+    assert!(described.memory() >= plain + 1000);
+    let typed = Layer {
+        asset_type: "t".repeat(1000),
+        ..layer("a", "a")
+    };
+    let typed = Manifest::new(id(), Info::default(), vec![typed]).unwrap();
+    assert!(typed.memory() >= plain + 990, "{} {plain}", typed.memory());
+}

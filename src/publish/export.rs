@@ -221,7 +221,7 @@ pub async fn import(
         )));
     }
     // What is cached is what the version is: looking at it makes the store remember that.
-    let _ = store.held_now(version);
+    let _ = store.held_on_disk(version);
     let deadline = Deadline::after(store.policy().metadata_timeout);
     let loaded = store.fetch(version, deadline).await?;
     fetch_all(store, &loaded, progress, |index, _, _| Some(index)).await?;

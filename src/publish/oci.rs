@@ -510,7 +510,7 @@ mod tests {
                 },
                 503,
             ),
-            (Error::Timeout { what: what() }, 503),
+            (Error::timeout(what()), 503),
             (
                 Error::Rejected {
                     what: what(),

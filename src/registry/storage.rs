@@ -221,7 +221,7 @@ impl Storage {
             let dir = root.join(dir);
             // One that cannot be written to can still be served.
             if !dir.is_dir() {
-                std::fs::create_dir_all(&dir).map_err(|source| Error::io(&dir, source))?;
+                write::create_dir_all(&dir)?;
             }
         }
         let storage = Self {

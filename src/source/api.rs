@@ -170,6 +170,7 @@ impl ApiSource {
         let mut renewed = false;
         loop {
             let request = Request {
+                lane: route.lane,
                 url: url.clone(),
                 what,
                 accept: route.accept,

@@ -10,9 +10,10 @@
 //! files that other sources have, or the cache, do not wait for a dead one. A refusal (404, 401,
 //! malformed) is an answer: the source is up. A passed deadline is an outage, whoever set it: a
 //! source that is too slow for its callers is as good as down, unless something large is just coming
-//! from it ([`Source::is_sending`]). Of a source that is not trusted ([`Guarded::strict`]), wrong
+//! from it ([`Source::is_sending`]) or the time went by in our own queue. Names and content have a
+//! circuit each, because often only content comes from elsewhere and is stuck. Of a source that is not trusted ([`Guarded::strict`]), wrong
 //! bytes and answers without sense are outages too, and nothing excuses that it is late. Each change
-//! of state is logged once.
+//! of the state of both together is logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,55 +60,31 @@ enum Inner {
     },
 }
 
-/// A source behind a circuit breaker.
-pub struct Guarded {
-    source: Arc<dyn Source>,
+/// Whether one kind of question is asked.
+struct Circuit {
+    /// What is asked for.
+    kind: &'static str,
     inner: Mutex<Inner>,
-    strict: bool,
 }
 
-/// Hands the probe on when whoever sent it gives up waiting.
-struct Probe<'a> {
-    guarded: &'a Guarded,
-    is_over: bool,
-}
-
-impl Drop for Probe<'_> {
-    fn drop(&mut self) {
-        if self.is_over {
-            return;
-        }
-        let mut inner = self.guarded.lock();
-        if let Inner::Probing { pause, error } = &*inner {
-            *inner = Inner::Open {
-                until: Instant::now(),
-                pause: *pause,
-                error: error.clone(),
-            };
-        }
-    }
-}
-
-impl Guarded {
-    /// Guards `inner`, which is taken to be up.
-    pub fn new(inner: Arc<dyn Source>) -> Self {
+impl Circuit {
+    fn closed(kind: &'static str) -> Self {
         Self {
-            source: inner,
+            kind,
             inner: Mutex::new(Inner::Closed),
-            strict: false,
         }
     }
 
-    /// Guards a source that is not trusted, and that others stand in for.
-    pub fn strict(inner: Arc<dyn Source>) -> Self {
-        Self {
-            strict: true,
-            ..Self::new(inner)
-        }
+    /// Every assignment leaves a consistent state, so a poisoned lock is still good.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the next request would meet.
-    pub fn state(&self) -> BreakerState {
+    fn is_closed(&self) -> bool {
+        matches!(*self.lock(), Inner::Closed)
+    }
+
+    fn state(&self) -> BreakerState {
         match &*self.lock() {
             Inner::Closed => BreakerState::Closed,
             Inner::Open { until, .. } => BreakerState::Open {
@@ -117,17 +94,11 @@ impl Guarded {
         }
     }
 
-    /// Why the source is left alone, if it is.
-    pub fn last_error(&self) -> Option<Error> {
+    fn last_error(&self) -> Option<Error> {
         match &*self.lock() {
             Inner::Closed => None,
             Inner::Open { error, .. } | Inner::Probing { error, .. } => Some(error.clone()),
         }
-    }
-
-    /// Every assignment leaves a consistent state, so a poisoned lock is still good.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets a request through, as the probe if it is one, or refuses it.
@@ -145,12 +116,76 @@ impl Guarded {
                     error: error.clone(),
                 };
                 Ok(Some(Probe {
-                    guarded: self,
+                    circuit: self,
                     is_over: false,
                 }))
             }
             Inner::Open { error, .. } | Inner::Probing { error, .. } => Err(error.clone()),
         }
+    }
+}
+
+/// A source behind a circuit breaker.
+pub struct Guarded {
+    source: Arc<dyn Source>,
+    names: Circuit,
+    content: Circuit,
+    strict: bool,
+}
+
+/// Hands the probe on when whoever sent it gives up waiting.
+struct Probe<'a> {
+    circuit: &'a Circuit,
+    is_over: bool,
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut inner = self.circuit.lock();
+        if let Inner::Probing { pause, error } = &*inner {
+            *inner = Inner::Open {
+                until: Instant::now(),
+                pause: *pause,
+                error: error.clone(),
+            };
+        }
+    }
+}
+
+impl Guarded {
+    /// Guards `inner`, which is taken to be up.
+    pub fn new(inner: Arc<dyn Source>) -> Self {
+        Self {
+            source: inner,
+            names: Circuit::closed("names"),
+            content: Circuit::closed("content"),
+            strict: false,
+        }
+    }
+
+    /// Guards a source that is not trusted, and that others stand in for.
+    pub fn strict(inner: Arc<dyn Source>) -> Self {
+        Self {
+            strict: true,
+            ..Self::new(inner)
+        }
+    }
+
+    /// What the next request would meet: for names, or for content if only that is stuck.
+    pub fn state(&self) -> BreakerState {
+        match self.names.state() {
+            BreakerState::Closed => self.content.state(),
+            state => state,
+        }
+    }
+
+    /// Why the source is left alone, if it is.
+    pub fn last_error(&self) -> Option<Error> {
+        let of_names = self.names.last_error();
+        of_names.or_else(|| self.content.last_error())
     }
 
     /// What others are told while the source is left alone, if `error` is a reason to.
@@ -174,28 +209,51 @@ impl Guarded {
         }
     }
 
-    /// Does `work`, which asks the guarded source in another way than as a [`Source`], if the source
-    /// is not left alone.
+    /// Does `work`, which asks the guarded source for names in another way than as a [`Source`], if
+    /// the source is not left alone.
     ///
     /// # Errors
     ///
     /// Those of `work`, or the last outage's.
     pub(super) async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut probe = self.admit()?;
+        self.guard_on(&self.names, &self.content, work).await
+    }
+
+    async fn guard_content<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.guard_on(&self.content, &self.names, work).await
+    }
+
+    async fn guard_on<T>(
+        &self,
+        circuit: &Circuit,
+        other: &Circuit,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut probe = circuit.admit()?;
         let result = work.await;
+        if matches!(result, Err(Error::Timeout { queued: true, .. })) {
+            // Nothing is known now that was not before; the next request is the probe, if this was.
+            return result;
+        }
         let is_probe = probe.is_some();
         if let Some(probe) = &mut probe {
             probe.is_over = true;
         }
+        let source = self.source.name();
+        let asked_for = circuit.kind;
         let outage = result.as_ref().err().and_then(|error| self.outage(error));
-        let mut inner = self.lock();
+        let mut inner = circuit.lock();
         match outage {
             None => {
                 // Of a request sent before the outage as well: whoever answers is up.
                 if !matches!(*inner, Inner::Closed) {
                     *inner = Inner::Closed;
                     drop(inner);
-                    info!(source = self.source.name(), "the source is back");
+                    if other.is_closed() {
+                        info!(source, "the source is back");
+                    } else {
+                        debug!(source, asked_for, "the source is partly back");
+                    }
                 }
             }
             Some(error) => {
@@ -212,11 +270,10 @@ impl Guarded {
                     error: error.clone(),
                 };
                 drop(inner);
-                let source = self.source.name();
-                if is_new {
-                    warn!(source, %error, "the source is down");
+                if is_new && other.is_closed() {
+                    warn!(source, asked_for, %error, "the source is down");
                 } else {
-                    debug!(source, %error, ?pause, "the source is still down");
+                    debug!(source, asked_for, %error, ?pause, "the source is still down");
                 }
             }
         }
@@ -271,7 +328,7 @@ impl Source for Guarded {
         sink: &mut dyn Sink,
         deadline: Deadline,
     ) -> Result<()> {
-        self.guard(self.source.blob(manifest, file, sink, deadline))
+        self.guard_content(self.source.blob(manifest, file, sink, deadline))
             .await
     }
 
@@ -280,7 +337,8 @@ impl Source for Guarded {
         manifest: &Manifest,
         deadline: Deadline,
     ) -> Result<Option<Vec<(String, Bytes)>>> {
-        self.guard(self.source.pull(manifest, deadline)).await
+        self.guard_content(self.source.pull(manifest, deadline))
+            .await
     }
 
     async fn versions(&self, bundle: &BundleId, deadline: Deadline) -> Result<Vec<Published>> {

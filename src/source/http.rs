@@ -1,7 +1,8 @@
 //! HTTP GET as a hostile network deserves it: the only file that knows the HTTP client.
 //!
 //! - **Bounded in time.** Queueing, connecting, waiting, retrying and reading share the caller's
-//!   [`Deadline`]; within it each attempt has the limits of [`Timing`].
+//!   [`Deadline`]; within it each attempt has the limits of [`Timing`]. Names never queue behind
+//!   content: each has its own [`Lane`].
 //! - **Bounded in size.** A body is counted while it streams and after decompression; more than the
 //!   request allows ends it.
 //! - **Discreet.** Credentials go to the origin (scheme, host, port) that was asked and nowhere
@@ -31,13 +32,14 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 use url::Url;
 use uuid::Uuid;
 
 use super::{Deadline, Sink};
+use crate::config::value::is_here;
 use crate::error::{Error, Result};
 use crate::metrics::{Counter, Metrics};
 
@@ -45,8 +47,8 @@ use crate::metrics::{Counter, Metrics};
 pub const MAX_ANSWER: u64 = 64 << 20;
 /// Most bytes that are read of the body of a refusal; the rest says nothing new.
 pub const MAX_ERROR_BODY: u64 = 64 << 10;
-/// Most requests of one source that are on the wire at the same time. The others wait, within their
-/// deadlines.
+/// Most requests of one source that are on the wire at the same time, for each [`Lane`]. The others
+/// wait, within their deadlines.
 pub const MAX_IN_FLIGHT: usize = 64;
 /// Most redirects that one request follows, so that loops end.
 pub const MAX_REDIRECTS: usize = 5;
@@ -70,7 +72,8 @@ pub struct HttpSettings {
 #[derive(Clone)]
 pub struct Authorization {
     header: HeaderValue,
-    secret: String,
+    /// What must not be repeated: the credentials in each way in which they can be told.
+    secrets: Vec<String>,
 }
 
 impl Authorization {
@@ -81,7 +84,7 @@ impl Authorization {
     /// [`Error::Config`] if the token has characters that no header may carry.
     pub fn bearer(token: &str) -> Result<Self> {
         let header = HeaderValue::from_str(&format!("Bearer {token}"));
-        Self::new(header, token)
+        Self::new(header, [token])
     }
 
     /// `Basic` credentials.
@@ -97,12 +100,12 @@ impl Authorization {
         }
         let pair = STANDARD.encode(format!("{user}:{password}"));
         let header = HeaderValue::from_str(&format!("Basic {pair}"));
-        Self::new(header, password)
+        Self::new(header, [pair.as_str(), password])
     }
 
-    fn new(
+    fn new<const N: usize>(
         header: Result<HeaderValue, http::header::InvalidHeaderValue>,
-        secret: &str,
+        secrets: [&str; N],
     ) -> Result<Self> {
         // The cause would print nothing of use, and maybe the key.
         let mut header = header.map_err(|_| {
@@ -111,16 +114,22 @@ impl Authorization {
         header.set_sensitive(true);
         Ok(Self {
             header,
-            secret: secret.to_owned(),
+            secrets: secrets.map(str::to_owned).into(),
         })
     }
 
-    /// Removes the secret from what a server wrote.
+    /// Removes the credentials from what a server wrote.
     fn scrub(&self, text: String) -> String {
-        if self.secret.is_empty() || !text.contains(&self.secret) {
-            return text;
-        }
-        text.replace(&self.secret, "…")
+        self.secrets.iter().fold(text, without)
+    }
+}
+
+/// Removes a secret from what a server wrote.
+fn without(text: String, secret: impl AsRef<str>) -> String {
+    match secret.as_ref() {
+        "" => text,
+        secret if text.contains(secret) => text.replace(secret, "…"),
+        _ => text,
     }
 }
 
@@ -130,9 +139,87 @@ impl std::fmt::Debug for Authorization {
     }
 }
 
+/// What a request is for. A host that serves content from elsewhere may be stuck with that and quick
+/// with everything else, so each has places on the wire of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Names, lists and tokens: small, and somebody waits for a path.
+    Names,
+    /// Files' content, also what is read ahead.
+    Content,
+    /// Archives, which a list of files may need; they may go on when nobody waits any more.
+    Archives,
+}
+
+/// The places of one source, by lane.
+struct Lanes {
+    names: Semaphore,
+    content: Semaphore,
+    archives: Semaphore,
+}
+
+impl Lanes {
+    fn new() -> Arc<Self> {
+        let places = || Semaphore::new(MAX_IN_FLIGHT);
+        Arc::new(Self {
+            names: places(),
+            content: places(),
+            archives: places(),
+        })
+    }
+
+    fn of(&self, lane: Lane) -> &Semaphore {
+        match lane {
+            Lane::Names => &self.names,
+            Lane::Content => &self.content,
+            Lane::Archives => &self.archives,
+        }
+    }
+}
+
+/// One request's time, and how much of it went by in our own queue.
+struct Clock<'a> {
+    what: &'a str,
+    deadline: Deadline,
+    start: Instant,
+    queued: Duration,
+}
+
+impl<'a> Clock<'a> {
+    fn start(what: &'a str, deadline: Deadline) -> Self {
+        Self {
+            what,
+            deadline,
+            start: Instant::now(),
+            queued: Duration::ZERO,
+        }
+    }
+
+    /// Waits for a place.
+    async fn queue<'l>(&mut self, places: &'l Semaphore) -> Result<SemaphorePermit<'l>> {
+        let start = Instant::now();
+        let permit = timeout_at(self.deadline.0, places.acquire()).await;
+        self.queued += start.elapsed();
+        match permit {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Error::Internal("the queue for a source was closed".into())),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    fn timed_out(&self) -> Error {
+        Error::Timeout {
+            what: self.what.to_owned(),
+            queued: self.queued > self.start.elapsed() / 2,
+        }
+    }
+}
+
 /// One GET.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
+    /// What it is for.
+    pub lane: Lane,
     /// Where to.
     pub url: Url,
     /// What is asked for, in the user's words, for errors.
@@ -233,7 +320,7 @@ enum Attempt {
 #[derive(Clone)]
 pub struct HttpClient {
     wires: Arc<wire::Wires>,
-    permits: Arc<Semaphore>,
+    lanes: Arc<Lanes>,
     metrics: Arc<Metrics>,
     timing: Timing,
 }
@@ -265,7 +352,7 @@ impl HttpClient {
     pub fn with_timing(settings: &HttpSettings, timing: Timing) -> Result<Self> {
         Ok(Self {
             wires: Arc::new(wire::Wires::new(settings, timing.connect)?),
-            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            lanes: Lanes::new(),
             metrics: Arc::clone(&settings.metrics),
             timing,
         })
@@ -275,7 +362,7 @@ impl HttpClient {
     /// up the places of another.
     pub fn for_source(&self) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            lanes: Lanes::new(),
             ..self.clone()
         }
     }
@@ -333,19 +420,15 @@ impl HttpClient {
         deadline: Deadline,
     ) -> Result<Response> {
         self.check(&request.url)?;
-        let timed_out = || Error::Timeout {
-            what: request.what.to_owned(),
-        };
+        let mut clock = Clock::start(request.what, deadline);
         let mut attempt = 1;
         loop {
             if deadline.is_over() {
-                return Err(timed_out());
+                return Err(clock.timed_out());
             }
             sink.restart();
             let outcome = {
-                let _permit = timeout_at(deadline.0, self.permits.acquire())
-                    .await
-                    .map_err(|_| timed_out())?;
+                let _place = clock.queue(self.lanes.of(request.lane)).await?;
                 self.attempt(request, sink, attempt, deadline).await?
             };
             let (retry_after, last_reason) = match &outcome {
@@ -357,7 +440,7 @@ impl HttpClient {
                 Attempt::Failed { reason, .. } => (None, Some(reason)),
             };
             if deadline.is_over() && !matches!(outcome, Attempt::Answered(_)) {
-                return Err(timed_out());
+                return Err(clock.timed_out());
             }
             let note = match last_reason {
                 None => None,
@@ -407,8 +490,7 @@ impl HttpClient {
         attempt: u32,
         deadline: Deadline,
     ) -> Result<Attempt> {
-        let end = deadline.0.min(Instant::now() + self.timing.request);
-        let first_byte = end.min(Instant::now() + self.timing.first_byte);
+        let first_byte = deadline.0.min(Instant::now() + self.timing.first_byte);
         let asked = request.url.origin();
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -467,7 +549,10 @@ impl HttpClient {
                         }
                     })?;
                 }
-                _ => return self.receive(request, answer, origin, sink, end).await,
+                _ => {
+                    let end = deadline.0;
+                    return self.receive(request, answer, origin, sink, end).await;
+                }
             }
         }
         Err(Error::Malformed {
@@ -492,7 +577,7 @@ impl HttpClient {
         if from.scheme() == "https" && to.scheme() == "http" {
             return Err(format!("refused a redirect from https to {target}").into());
         }
-        if wire::is_loopback(&to) && !wire::is_loopback(from) {
+        if is_here(&to) && !is_here(from) {
             return Err(format!("refused a redirect from the network to {target}").into());
         }
         self.check(&to)
@@ -523,15 +608,13 @@ impl HttpClient {
             let _ = self
                 .read_body(&mut answer, &mut body, MAX_ERROR_BODY, end)
                 .await;
-            let summary = |body: &[u8]| problem::summary(response.status, &response.headers, body);
             response.reason = match request.authorization {
-                // The whole of it, before it is cut short: half a key is one too much. And what it
-                // says, where JSON may have spelt the key in another way.
-                Some(authorization) => {
-                    let text = String::from_utf8_lossy(&body.0).into_owned();
-                    authorization.scrub(summary(authorization.scrub(text).as_bytes()))
+                Some(secret) => {
+                    problem::scrubbed(response.status, &response.headers, &body.0, |text| {
+                        secret.scrub(text)
+                    })
                 }
-                None => summary(&body.0),
+                None => problem::summary(response.status, &response.headers, &body.0),
             };
             response.body = body.0.into();
             return Ok(Attempt::Answered(Box::new(response)));

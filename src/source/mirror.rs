@@ -16,7 +16,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::breaker::Guarded;
-use super::oci::share;
 use super::{Deadline, Published, Sink, Source};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
@@ -53,7 +52,7 @@ impl Mirror {
         if !self.resolves {
             return Err(self.rejected(what, "this mirror is asked for content only"));
         }
-        match work(share(deadline)).await {
+        match work(deadline.share(2)).await {
             // Only the origin knows what does not exist.
             Err(Error::NotFound { what }) => {
                 Err(self.rejected(what, "the mirror does not have it"))
@@ -104,7 +103,7 @@ impl Source for Mirror {
         deadline: Deadline,
     ) -> Result<()> {
         self.source
-            .blob(manifest, file, sink, share(deadline))
+            .blob(manifest, file, sink, deadline.share(2))
             .await
     }
 

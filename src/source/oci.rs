@@ -21,13 +21,12 @@ pub mod challenge;
 pub mod client;
 mod content;
 pub(super) mod layers;
-pub(super) mod listing;
+pub(crate) mod listing;
 pub mod model;
 mod named;
 pub mod reference;
 
 pub use beside::{Artifacts, Beside, Content, ContentOnly};
-pub(crate) use named::share;
 pub use named::{Named, NamedSettings, is_api_registry};
 
 use std::collections::HashMap;
@@ -41,7 +40,7 @@ use lru::LruCache;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::http::HttpClient;
+use super::http::{HttpClient, Lane};
 use super::{Deadline, Published, Sink, Source};
 use crate::credentials::docker::LoginChain;
 use crate::digest::Digest;
@@ -312,6 +311,7 @@ impl OciSource {
         let mut bytes = Vec::new();
         self.client()
             .blob(
+                Lane::Names,
                 repository,
                 digest,
                 manifest.config.size,

@@ -360,6 +360,18 @@ impl Store {
         missing > all / 2
     }
 
+    /// As [`Store::is_worth_a_pull`], on a thread that may be kept busy.
+    pub(crate) async fn found_worth_a_pull(
+        self: &Arc<Self>,
+        loaded: &Arc<Loaded>,
+        most: u64,
+    ) -> bool {
+        let (store, loaded) = (Arc::clone(self), Arc::clone(loaded));
+        tokio::task::spawn_blocking(move || store.is_worth_a_pull(&loaded, most))
+            .await
+            .unwrap_or(false)
+    }
+
     /// Where the blob came from: a source of this session, or `cache`.
     pub fn blob_origin(&self, digest: Digest) -> Arc<str> {
         let fetched = lock(&self.content.origins).get(&digest).cloned();
@@ -384,7 +396,8 @@ impl Store {
         (hash(file).ok()? == wanted.digest).then_some(fingerprint)
     }
 
-    /// Caches content that came in bulk; what does not match the manifest is dropped.
+    /// Caches content that came in bulk; what does not match the manifest is dropped. Hashes and
+    /// writes all of it: not for a thread that serves others.
     pub(super) fn keep_pulled(
         &self,
         loaded: &Loaded,

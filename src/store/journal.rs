@@ -14,7 +14,8 @@
 //! read is skipped. When most lines are repeats the file is written anew on opening, by a process that
 //! has it alone: nobody appends to a file that is being replaced. Nor does anybody wait for that, since
 //! whoever replaces the file may be stopped in the middle, and those who ask here serve the kernel: what
-//! cannot be written at once is believed at once and written later.
+//! cannot be written at once is believed at once and written later. The same goes for a disk that is
+//! full: it is tried again once in a while, when somebody asks here.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,10 +24,10 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::digest::Digest;
 
@@ -44,6 +45,9 @@ const TRIES_TO_SHARE: usize = 3;
 /// a line.
 const TRIES_TO_HAVE: usize = 500;
 
+/// How long a file that could not be written is left alone.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// One fact. Keys are opaque to the journal: `host/ns/slug@version` and `ns[/slug@selector]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,6 +60,19 @@ enum Fact {
     Name { name: String },
     /// Whether the registry has removed a version that it had.
     Removal { version: String, removed: bool },
+}
+
+impl Fact {
+    /// Whether `newer` says something else about the same thing.
+    fn is_outdone_by(&self, newer: &Self) -> bool {
+        match (self, newer) {
+            (Self::Salt { version, .. }, Self::Salt { version: newer, .. })
+            | (Self::Removal { version, .. }, Self::Removal { version: newer, .. }) => {
+                version == newer
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -146,9 +163,12 @@ impl Known {
 
 struct Inner {
     known: Known,
-    /// `None` when there is no file: facts then live as long as the process.
+    /// `None` when there is no file, or it cannot be opened at the moment.
     file: Option<File>,
+    /// Empty if there is to be no file: facts then live as long as the process.
     path: PathBuf,
+    /// Since something could not be written: when that is tried again.
+    retry_at: Option<Instant>,
     /// How much of the file has been read.
     read_to: u64,
     /// What is believed and has not been written, oldest first.
@@ -160,6 +180,8 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if !self.unwritten.is_empty() {
+            // The last chance.
+            self.retry_at = self.retry_at.map(|_| Instant::now());
             self.look();
         }
     }
@@ -175,6 +197,7 @@ impl Journal {
             known: Known::default(),
             file: None,
             path: PathBuf::new(),
+            retry_at: None,
             read_to: 0,
             unwritten: Vec::new(),
             of_others: 0,
@@ -184,14 +207,14 @@ impl Journal {
     /// Opens or creates the journal at `path`, with directories for nobody else.
     ///
     /// A journal that cannot be opened is a warning, not an error: a mount without memory is
-    /// better than none.
+    /// better than none, and it may be opened later.
     pub fn open(path: &Path) -> Self {
         let mut journal = Self::in_memory();
+        let inner = journal.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.path = path.to_owned();
         match Self::open_file(path) {
             Ok(file) => {
-                let inner = journal.0.get_mut().unwrap_or_else(PoisonError::into_inner);
                 inner.file = Some(file);
-                inner.path = path.to_owned();
                 let lines = inner.catch_up(None);
                 if lines > 2 * inner.known.facts().count() + 1000 && inner.hold_alone() {
                     if let Err(error) = inner.rewrite() {
@@ -200,9 +223,7 @@ impl Journal {
                     inner.release();
                 }
             }
-            Err(error) => {
-                warn!(path = %path.display(), %error, "cannot open the journal; going on without")
-            }
+            Err(error) => inner.fail(&error),
         }
         journal
     }
@@ -313,16 +334,41 @@ impl Journal {
 
 impl Inner {
     /// Appends `fact` if it is news, also to what other processes have appended meanwhile. If another
-    /// process has the file alone it is appended later.
+    /// process has the file alone, or it cannot be written, it is appended later.
     fn add(&mut self, fact: Fact) {
         if self.hold_shared() {
             self.write_rest();
             self.append(fact);
             self.release();
-        } else if self.known.is_news(&fact) {
-            self.known.learn(fact.clone());
-            self.unwritten.push(fact);
+        } else {
+            self.put_off(fact);
         }
+    }
+
+    /// Believes `fact`, and keeps it for later if it is news.
+    fn put_off(&mut self, fact: Fact) {
+        if !self.known.is_news(&fact) {
+            return;
+        }
+        // These change; only the last one is of use.
+        if matches!(fact, Fact::Salt { .. } | Fact::Removal { .. }) {
+            self.unwritten.retain(|older| !older.is_outdone_by(&fact));
+        }
+        self.known.learn(fact.clone());
+        self.unwritten.push(fact);
+    }
+
+    /// Notes that the file cannot be written at the moment.
+    fn fail(&mut self, error: &io::Error) {
+        if self.retry_at.is_none() {
+            warn!(path = %self.path.display(), %error, "cannot write the journal; going on without, and trying again");
+        }
+        self.retry_at = Some(Instant::now() + RETRY);
+    }
+
+    /// Whether the file is left alone for a moment.
+    fn is_paused(&self) -> bool {
+        self.retry_at.is_some_and(|at| at > Instant::now())
     }
 
     /// Reads what other processes have appended, and appends what could not be before.
@@ -334,6 +380,15 @@ impl Inner {
     }
 
     fn hold_shared(&mut self) -> bool {
+        if self.is_paused() {
+            return false;
+        }
+        if self.file.is_none() && !self.path.as_os_str().is_empty() {
+            self.reopen();
+            if self.file.is_none() {
+                return false;
+            }
+        }
         self.hold(File::try_lock_shared, TRIES_TO_SHARE, thread::yield_now)
     }
 
@@ -367,7 +422,13 @@ impl Inner {
 
     /// Opens the file that has replaced the one that is open.
     fn reopen(&mut self) {
-        self.file = Journal::open_file(&self.path).ok();
+        match Journal::open_file(&self.path) {
+            Ok(file) => self.file = Some(file),
+            Err(error) => {
+                self.file = None;
+                self.fail(&error);
+            }
+        }
         self.read_to = 0;
         if self.file.is_some() {
             // What has been removed and is back is not in a file without repeats.
@@ -396,20 +457,32 @@ impl Inner {
     }
 
     fn append(&mut self, fact: Fact) {
+        if self.is_paused() {
+            // Nor is anything read: what others have written comes before what is put off.
+            return self.put_off(fact);
+        }
         self.catch_up(None);
         if !self.known.is_news(&fact) {
             return;
         }
         if let Some(file) = &mut self.file {
-            let result = serde_json::to_vec(&fact)
+            let mut line = Vec::new();
+            if self.retry_at.is_some() {
+                // The last line may have been written in part.
+                line.push(b'\n');
+            }
+            let result = serde_json::to_writer(&mut line, &fact)
                 .map_err(io::Error::from)
-                .and_then(|mut line| {
+                .and_then(|()| {
                     line.push(b'\n');
                     file.write_all(&line)
                 });
             if let Err(error) = result {
-                warn!(path = %self.path.display(), %error, "cannot write the journal; going on without");
-                self.file = None;
+                self.fail(&error);
+                return self.put_off(fact);
+            }
+            if self.retry_at.take().is_some() {
+                info!(path = %self.path.display(), "the journal can be written again");
             }
             // Of two processes that add a table at once, the one whose line comes first is first.
             self.catch_up(Some(&fact));
@@ -526,6 +599,47 @@ mod tests {
         assert_eq!(journal.names(), ["good"]);
         journal.remember_name("later");
         assert_eq!(Journal::open(&path).names().len(), 2);
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_written_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.jsonl");
+        let journal = Journal::open(&path);
+        let mut options = OpenOptions::new();
+        let full = options.read(true).append(true).open("/dev/full").unwrap();
+        let file = journal.lock().file.replace(full);
+        assert!(journal.remember_name("a"));
+        assert_eq!(journal.remember_table("v", table("1")), Ok(()));
+        for removed in [true, false, true] {
+            assert!(journal.remember_removal("v", removed));
+        }
+        assert_eq!(journal.lock().unwritten.len(), 3, "the last state counts");
+        // A part of a line, as a disk leaves it that fills up.
+        fs::write(&path, "{\"name\":{\"na").unwrap();
+        journal.lock().file = file;
+        while !journal.lock().unwritten.is_empty() {
+            assert!(journal.remember_name("a"));
+            assert_eq!(journal.names(), ["a"]);
+            thread::yield_now();
+        }
+        let later = Journal::open(&path);
+        assert_eq!(later.names(), ["a"]);
+        assert!(later.is_removed("v"));
+        assert_eq!(later.remember_table("v", table("2")), Err(table("1")));
+    }
+
+    #[test]
+    fn a_journal_that_could_not_be_opened_is_opened_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let obstacle = dir.path().join("state");
+        fs::write(&obstacle, "").unwrap();
+        let path = obstacle.join("host.jsonl");
+        let journal = Journal::open(&path);
+        assert!(journal.remember_name("a"));
+        fs::remove_file(&obstacle).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(&path).names(), ["a"]);
     }
 
     #[test]

@@ -384,14 +384,14 @@ impl Store {
     /// Fetches all content of a version in one answer, if a source can, and nobody else just has;
     /// what it lacks is fetched file by file, by whoever needs it. For what is worth it
     /// ([`Store::is_worth_a_pull`]).
-    pub(crate) async fn pull(&self, loaded: &Arc<Loaded>) {
+    pub(crate) async fn pull(self: &Arc<Self>, loaded: &Arc<Loaded>) {
         // Readers who wait for it must have time left to fetch their file themselves.
         let deadline = Deadline::after(self.policy.content_timeout / 3);
         let _lock = self
             .locks
             .acquire(pull_lock(loaded), deadline.share(2))
             .await;
-        if !self.is_worth_a_pull(loaded, u64::MAX) {
+        if !self.found_worth_a_pull(loaded, u64::MAX).await {
             return;
         }
         for source in &self.sources {
@@ -413,7 +413,7 @@ impl Store {
     }
 
     async fn pull_from(
-        &self,
+        self: &Arc<Self>,
         source: &Arc<dyn Source>,
         loaded: &Arc<Loaded>,
         deadline: Deadline,
@@ -423,11 +423,12 @@ impl Store {
         let Some(pulled) = deadline.run(manifest.id(), pulling).await? else {
             return Ok(None);
         };
-        Ok(Some(self.keep_pulled(
-            loaded,
-            pulled,
-            &source.name().into(),
-        )))
+        let (store, loaded) = (Arc::clone(self), Arc::clone(loaded));
+        let origin = source.name().into();
+        let keeping =
+            tokio::task::spawn_blocking(move || store.keep_pulled(&loaded, pulled, &origin));
+        let lost = |lost: tokio::task::JoinError| Error::Internal(lost.to_string());
+        keeping.await.map(Some).map_err(lost)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Files' bytes.
 
+use musherfs::source::breaker::{BreakerState, Guarded};
+use musherfs::source::http::MAX_IN_FLIGHT;
+
 use super::*;
 
 /// Collects a blob.
@@ -278,4 +281,50 @@ async fn pull_skips_what_is_away_and_repairs_what_is_known() {
     let server = FaultServer::script([Reply::json(&wrong)]);
     let error = keyed(&server).pull(&manifest, soon()).await.unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn content_that_is_stuck_keeps_no_name_waiting() {
+    let server = FaultServer::start(|request| {
+        if request.target.contains(":resolve") {
+            Reply::json(&answer("1.2.0"))
+        } else {
+            Reply::hang()
+        }
+    });
+    let source = Arc::new(Guarded::new(Arc::new(keyless(&server))));
+    let resolve = async || {
+        let deadline = Deadline::after(Duration::from_secs(2));
+        let resolved = source.resolve(&bundle(), &Selector::Latest, deadline);
+        assert_eq!(resolved.await.unwrap().version.unwrap(), "1.2.0");
+    };
+    let read = || {
+        let source = Arc::clone(&source);
+        async move {
+            let manifest = manifest("x");
+            let file = manifest.find("a/b.md").unwrap();
+            let deadline = Deadline::after(Duration::from_secs(5));
+            let mut sink = Collect::default();
+            source.blob(&manifest, file, &mut sink, deadline).await
+        }
+    };
+    let reads: Vec<_> = (0..2 * MAX_IN_FLIGHT)
+        .map(|_| tokio::spawn(read()))
+        .collect();
+    while server.requests().len() < MAX_IN_FLIGHT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..10 {
+        resolve().await;
+    }
+    assert_eq!(source.state(), BreakerState::Closed);
+    for read in reads {
+        read.await.unwrap().unwrap_err();
+    }
+    // Content is left alone now, and names are not.
+    assert_ne!(source.state(), BreakerState::Closed);
+    resolve().await;
+    let error = read().await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    resolve().await;
 }

@@ -172,6 +172,46 @@ fn a_report_is_written_when_the_settings_cannot_be_used_and_says_so() {
 }
 
 #[test]
+fn a_report_has_no_login_of_any_registry() {
+    let home = Home::new();
+    let auth = home.path().join("docker");
+    std::fs::create_dir_all(&auth).unwrap();
+    std::fs::write(
+        auth.join("config.json"),
+        r#"{"auths":{"127.0.0.1:2":{"auth":"Ym9iOmZpbGVkLXNlY3JldA=="}}}"#,
+    )
+    .unwrap();
+    let log = home.path().join("state/musherfs");
+    std::fs::create_dir_all(&log).unwrap();
+    std::fs::write(
+        log.join("musherfs.log"),
+        "a registry said given-secret, YW5uOmdpdmVuLXNlY3JldA== and filed-secret\n",
+    )
+    .unwrap();
+    let output = home
+        .command(&["bugreport", "-o", "r.tar.gz"])
+        .env("MUSHER_STATE_HOME", home.path().join("state"))
+        .env("MUSHERFS_OCI_USER", "ann")
+        .env("MUSHERFS_OCI_PASSWORD", "given-secret")
+        .env("MUSHER_OCI_REGISTRY_URL", "http://127.0.0.1:1")
+        .env("MUSHERFS_MIRRORS", "oci=http://127.0.0.1:2")
+        .env("DOCKER_CONFIG", &auth)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let unpacked = std::process::Command::new("tar")
+        .args(["-xzOf", "r.tar.gz"])
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(unpacked.stdout).unwrap();
+    assert!(text.contains("a registry said"), "the log is in it: {text}");
+    for secret in ["given-secret", "YW5uOmdpdmVuLXNlY3JldA==", "filed-secret"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+}
+
+#[test]
 fn a_hint_is_about_what_was_done() {
     let home = Home::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

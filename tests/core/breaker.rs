@@ -92,9 +92,7 @@ fn down() -> Error {
 }
 
 fn slow() -> Error {
-    Error::Timeout {
-        what: "the versions".into(),
-    }
+    Error::timeout("the versions")
 }
 
 async fn ask(guarded: &Guarded) -> Result<Vec<Published>> {
@@ -223,4 +221,27 @@ async fn failures_of_requests_sent_before_the_outage_do_not_lengthen_it() {
         asked.await.unwrap().unwrap_err();
     }
     assert_eq!(retry_in(&guarded), FIRST_PAUSE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_in_our_own_queue_says_nothing_about_the_source() {
+    let queued = || Error::Timeout {
+        what: "the versions".into(),
+        queued: true,
+    };
+    let source = Scripted::new(Err(queued()));
+    let guarded = Guarded::new(source.clone());
+    ask(&guarded).await.unwrap_err();
+    assert_eq!(guarded.state(), BreakerState::Closed);
+
+    source.say(Err(down()));
+    ask(&guarded).await.unwrap_err();
+    advance(FIRST_PAUSE).await;
+    source.say(Err(queued()));
+    ask(&guarded).await.unwrap_err();
+    assert_eq!(
+        retry_in(&guarded),
+        Duration::ZERO,
+        "the next request is the probe"
+    );
 }

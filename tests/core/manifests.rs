@@ -347,3 +347,41 @@ async fn a_pack_of_this_machine_wins_over_the_registry_when_that_is_wanted() {
         "alpha\n"
     );
 }
+
+/// Puts an entry of another tool's into the cache, and the blob that it names.
+fn plant(machine: &Machine, json: &str) {
+    cache_version(&machine.cache(), KIT, Info::default(), FILES, 1);
+    let root = machine.cache().root().to_owned();
+    let dir = root.join(format!("manifests/{}/acme/kit", crate::host()));
+    fs::write(dir.join("1.0.0.json"), json).unwrap();
+    fs::remove_file(dir.join("1.0.0.meta.json")).unwrap();
+}
+
+#[tokio::test]
+async fn an_entry_that_takes_long_to_read_is_read_by_those_who_wait() {
+    let digest = Digest::of(b"alpha\n").hex();
+    let layer = |size: &str| {
+        format!(
+            r#"{{"assetId":"1","logicalPath":"a.md","assetType":"prompt","contentSha256":"{digest}"{size}}}"#
+        )
+    };
+    let without_sizes = format!(r#"{{"layers":[{}]}}"#, layer(""));
+    let space = " ".repeat(2 << 20);
+    let large = format!(r#"{{"layers":[{}]{space}}}"#, layer(r#","sizeBytes":6"#));
+    for entry in [without_sizes, large] {
+        let machine = Machine::new();
+        plant(&machine, &entry);
+        let process = machine.process(&[]);
+        assert!(process.store.manifest_now(&version(KIT)).is_none());
+        assert!(process.store.held_now(&version(KIT)).is_none());
+        let held = process.store.held(&version(KIT), soon()).await.unwrap();
+        assert_eq!(held.manifest.find("a.md").unwrap().size(), 6);
+        assert!(
+            process.store.manifest_now(&version(KIT)).is_some(),
+            "it is in memory"
+        );
+        // As in another process.
+        let process = machine.process(&[]);
+        assert_eq!(process.read(KIT, "a.md").await.unwrap(), "alpha\n");
+    }
+}

@@ -4,7 +4,7 @@
 //! tools do not check names, and a file that one of them is about to rename names blobs as well. All
 //! lists of an entry count together, since each tool uses another one of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use rustix::fs::FileType;
 use serde::Deserialize;
@@ -66,7 +66,7 @@ pub(super) struct Marks {
     without: HashSet<Place>,
     read: HashMap<Place, Fingerprint>,
     digests: HashSet<Digest>,
-    unreadable: HashMap<String, ()>,
+    unreadable: BTreeSet<String>,
 }
 
 impl Marks {
@@ -83,9 +83,7 @@ impl Marks {
 
     /// The entries that may name anything, sorted.
     pub(super) fn unreadable(&self) -> Vec<String> {
-        let mut paths: Vec<String> = self.unreadable.keys().cloned().collect();
-        paths.sort();
-        paths
+        self.unreadable.iter().cloned().collect()
     }
 
     /// Reads the entries that are new or were written since the last time.
@@ -93,9 +91,7 @@ impl Marks {
         self.unreadable.clear();
         let mut walk = Walk::default();
         walk.below(root, MANIFESTS, 0);
-        for obstacle in walk.obstacles {
-            self.unreadable.insert(obstacle, ());
-        }
+        self.unreadable.extend(walk.obstacles);
         for (dir_path, name) in walk.files {
             let Some(stem) = name
                 .strip_suffix(".json")
@@ -140,7 +136,7 @@ impl Marks {
             None if is_temporary(name) => {}
             None if dir.stat(name).is_err() => {}
             None => {
-                self.unreadable.insert(place.path(), ());
+                self.unreadable.insert(place.path());
             }
         }
     }

@@ -253,7 +253,7 @@ mod tests {
                 },
                 "EIO",
             ),
-            (Error::Timeout { what: what() }, "ETIMEDOUT"),
+            (Error::timeout(what()), "ETIMEDOUT"),
             (
                 Error::Unreachable {
                     origin: origin(),

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::lines::Place;
 use super::{Definition, Draft, Listed};
-use crate::publish::{Problem, inferred_type, known_type};
+use crate::manifest::type_of_path;
+use crate::publish::{Problem, known_type};
 use crate::reference::{BundleId, InvalidReference, Version, VersionRef};
 
 /// The v1alpha1 schema. Nothing is required here, so that all that is missing can be told at once.
@@ -134,7 +135,7 @@ impl Schema {
             let place = Place::Asset(index, "src");
             let path = draft.required(place, asset.src);
             let asset_type = match asset.kind.as_deref() {
-                None => inferred_type(path.as_deref().unwrap_or_default()),
+                None => type_of_path(path.as_deref().unwrap_or_default()),
                 Some(kind @ ("skill" | "agent" | "prompt" | "tool" | "config")) => known_type(kind),
                 Some(kind) => {
                     let reason =
@@ -192,7 +193,7 @@ impl Example {
                     .map(|path| Listed {
                         asset_type: match asset.asset_type.as_deref() {
                             Some(kind) => known_type(kind),
-                            None => inferred_type(&path),
+                            None => type_of_path(&path),
                         },
                         path,
                         media_type: asset.media_type,

@@ -15,15 +15,12 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::BundleId;
 use crate::source::Deadline;
-use crate::source::http::{Authorization, Exchange, HttpClient, Request, Response};
+use crate::source::http::{Authorization, Exchange, HttpClient, Lane, Request, Response};
 use crate::source::oci::auth::{Authenticator, Scope};
+use crate::source::oci::listing::{MAX_LIST, MAX_PAGES, MAX_ROWS};
 use crate::source::oci::model::{ACCEPT_MANIFEST, IMAGE_MANIFEST, MAX_MANIFEST};
 use crate::source::oci::reference::{Endpoint, Repository};
 
-/// Most pages of a list of tags.
-const MOST_PAGES: usize = 10_000;
-/// Most bytes of a page.
-const MAX_PAGE: u64 = 16 << 20;
 /// How much longer a manifest may take for each MiB of it.
 const PER_MIB: Duration = Duration::from_secs(64);
 
@@ -272,16 +269,10 @@ impl Remote {
         let mut url = self.url(repository, "tags/list?n=1000");
         let mut tags = Vec::new();
         let mut seen = BTreeSet::new();
-        for _ in 0..MOST_PAGES {
+        let mut left = MAX_LIST;
+        while seen.len() < MAX_PAGES && tags.len() <= MAX_ROWS {
             let answer = self
-                .get(
-                    repository,
-                    &url,
-                    "application/json",
-                    MAX_PAGE,
-                    &what,
-                    deadline,
-                )
+                .get(repository, &url, "application/json", left, &what, deadline)
                 .await?;
             if answer.status == StatusCode::NOT_FOUND {
                 return Ok(tags);
@@ -289,6 +280,7 @@ impl Remote {
             if !answer.status.is_success() {
                 return Err(answer.error(&what));
             }
+            left = left.saturating_sub(answer.body.len() as u64);
             let page: TagPage = answer.json(&what)?;
             tags.extend(page.tags.unwrap_or_default());
             let next = answer.headers.get(LINK).and_then(next_page);
@@ -306,7 +298,7 @@ impl Remote {
         Err(Error::Malformed {
             what,
             origin: self.name.clone(),
-            reason: "too many pages".into(),
+            reason: "the list has no end".into(),
         })
     }
 
@@ -322,6 +314,7 @@ impl Remote {
         let scope = Scope::push(repository);
         let ask = async |authorization: Option<&Authorization>| {
             let request = Request {
+                lane: Lane::Names,
                 url: url.clone(),
                 what,
                 accept,

@@ -282,3 +282,42 @@ fn a_registry_nobody_may_write_to_can_still_be_read() {
     assert_eq!(reader.list().unwrap().versions.len(), 1);
     assert!(!dir.path().join(".lock").exists());
 }
+
+#[test]
+fn a_blob_is_used_however_its_manifest_spells_it() {
+    let (dir, storage) = storage();
+    publish(&storage, "acme/kit@1.0.0", "kept");
+    let manifest = dir.path().join("bundles/acme/kit/1.0.0.json");
+    let json = std::fs::read_to_string(&manifest).unwrap();
+    let hex = Digest::of(b"kept").hex();
+    for spelling in [hex.to_uppercase(), format!("sha256:{hex}"), "?".to_owned()] {
+        std::fs::write(&manifest, json.replace(&hex, &spelling)).unwrap();
+        let storage = Storage::open(dir.path()).unwrap();
+        assert_eq!(storage.sweep().unwrap(), Swept::default(), "{spelling}");
+        assert!(storage.blob(Digest::of(b"kept")).is_ok(), "{spelling}");
+    }
+}
+
+#[test]
+fn what_is_created_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("registry");
+    publish(&Storage::open(&root).unwrap(), "acme/kit@1.0.0", "private");
+    for entry in walkdir::WalkDir::new(&root) {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        let expected = if entry.file_type().is_dir() {
+            0o700
+        } else {
+            0o600
+        };
+        assert_eq!(mode, expected, "{}", entry.path().display());
+    }
+    // Whoever shares a registry has said so.
+    let shared = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&root, shared).unwrap();
+    publish(&Storage::open(&root).unwrap(), "acme/kit@1.1.0", "private");
+    let mode = root.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+}

@@ -1,13 +1,17 @@
 //! Writing to a registry's directory: publishing and sweeping.
 //!
+//! What is created is for its owner alone, since bundles may be private; what exists keeps its mode.
 //! Every file appears whole: it is written under `temp/`, made durable, and then linked or renamed
 //! to its place. The order of `storage`'s header (blobs, manifest) is kept here.
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::{Storage, Stored, StoredAsset, entries};
@@ -98,8 +102,8 @@ impl Storage {
 
     /// Removes blobs that no version names: what unfinished publishes left behind.
     ///
-    /// Does nothing while somebody publishes, and nothing as long as a manifest is damaged, whose
-    /// blobs would look unused.
+    /// Does nothing while somebody publishes, and nothing as long as a manifest is damaged or names a
+    /// blob in a way that is not understood: its blobs would look unused.
     ///
     /// # Errors
     ///
@@ -113,19 +117,28 @@ impl Storage {
         if !listing.damaged.is_empty() {
             return Ok(swept);
         }
-        let used: std::collections::HashSet<&str> = listing
-            .versions
-            .iter()
-            .flat_map(|listed| &listed.release.stored.assets)
-            .map(|asset| asset.content_sha256.as_str())
-            .collect();
+        let mut used: HashSet<Digest> = HashSet::new();
+        for listed in &listing.versions {
+            for asset in &listed.release.stored.assets {
+                // Whoever writes manifests may spell them in any way that readers understand.
+                let Ok(digest) = asset.content_sha256.parse() else {
+                    warn!(
+                        version = %listed.release.reference,
+                        path = ?asset.logical_path,
+                        "a manifest names a blob by what is no SHA-256; nothing is swept"
+                    );
+                    return Ok(swept);
+                };
+                used.insert(digest);
+            }
+        }
         let blobs = self.root().join("blobs/sha256");
         for shard in entries(&blobs)? {
             let shard = blobs.join(shard);
             for name in entries(&shard)? {
                 let path = shard.join(&name);
-                if name.parse::<Digest>().is_ok()
-                    && !used.contains(name.as_str())
+                if let Ok(digest) = name.parse::<Digest>()
+                    && !used.contains(&digest)
                     && let Ok(metadata) = path.symlink_metadata()
                     && std::fs::remove_file(&path).is_ok()
                 {
@@ -185,6 +198,7 @@ impl Storage {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&path)
         {
             Ok(file) => Ok((file, path)),
@@ -219,6 +233,7 @@ impl Storage {
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
+                .mode(0o600)
                 .open(&path)?;
             file.write_all(bytes)?;
             if sync {
@@ -269,8 +284,13 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|source| Error::io(path, source))
 }
 
-fn create_dir_all(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))
+/// Creates what is missing of `dir`.
+pub(super) fn create_dir_all(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| Error::io(dir, source))
 }
 
 /// Gives `from` the name `to` unless it is taken.

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Info, Layer, State};
 use crate::reference::{BundleId, Selector, Version, VersionRef};
-use crate::source::http::{MAX_ANSWER, Response};
+use crate::source::http::{Lane, MAX_ANSWER, Response};
 use crate::source::{Deadline, Published};
 
 /// What the hub says about a bundle.
@@ -269,9 +269,11 @@ impl ApiSource {
         trail: &mut Trail,
         deadline: Deadline,
     ) -> Result<Option<Document>> {
-        let pull: Option<Pull> = self
-            .ask_json(&Side::Hub.pull(id), what, trail, deadline)
-            .await?;
+        let route = Route {
+            lane: Lane::Names,
+            ..Side::Hub.pull(id)
+        };
+        let pull: Option<Pull> = self.ask_json(&route, what, trail, deadline).await?;
         let Some(pull) = pull else {
             return Ok(None);
         };

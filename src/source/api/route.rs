@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::JSON;
 use crate::reference::{BundleId, Namespace, Selector, Version, VersionRef};
+use crate::source::http::Lane;
 
 /// All but the unreserved characters.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
@@ -26,6 +27,7 @@ pub(super) struct Route {
     pub(super) accept: &'static str,
     /// The namespace that it is about.
     pub(super) namespace: Option<Namespace>,
+    pub(super) lane: Lane,
 }
 
 /// Who answers.
@@ -77,6 +79,7 @@ impl Side {
             with_key: self == Self::Namespace,
             accept: JSON,
             namespace: None,
+            lane: Lane::Names,
         }
     }
 
@@ -104,7 +107,10 @@ impl Side {
             self.bundle(&version.bundle),
             segment(version.version.as_str())
         );
-        self.route_in(&version.bundle.namespace, target)
+        Route {
+            lane: Lane::Content,
+            ..self.route_in(&version.bundle.namespace, target)
+        }
     }
 
     /// The content of one file.
@@ -122,6 +128,7 @@ impl Side {
         route.add("version", version.version.as_str());
         // A server may send the bytes themselves.
         route.accept = "application/json, application/problem+json, */*;q=0.5";
+        route.lane = Lane::Content;
         route
     }
 }
@@ -190,6 +197,7 @@ impl Route {
     pub(super) fn asset_by_id(id: &str) -> Self {
         let mut route = Self::personal(&format!("/v1/runner/assets/{}", segment(id)));
         route.accept = "application/json, application/problem+json, */*;q=0.5";
+        route.lane = Lane::Content;
         route
     }
 

@@ -47,12 +47,19 @@ fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Stri
 
 /// The printable start of `text`: it goes to logs and terminals, and its writer is not trusted.
 pub(super) fn printable(text: &str) -> String {
-    let mut line: String = text
+    scrubbed_line(text, &|text| text)
+}
+
+/// As [`printable`], without secrets: they are taken out of the whole text before it is cut short,
+/// since half a key is one too much.
+fn scrubbed_line(text: &str, scrub: &dyn Fn(String) -> String) -> String {
+    let line = text
         .chars()
         .map(|c| if c.is_whitespace() { ' ' } else { c })
         .filter(|c| !c.is_control())
-        .take(LONGEST + 1)
         .collect();
+    let line = scrub(line);
+    let mut line: String = line.chars().take(LONGEST + 1).collect();
     if line.chars().count() > LONGEST {
         line.pop();
         line.push('…');
@@ -62,6 +69,18 @@ pub(super) fn printable(text: &str) -> String {
 
 /// Prefers `detail`, then `title`, then the status line; other bodies follow the status line.
 pub fn summary(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> String {
+    scrubbed(status, headers, body, |text| text)
+}
+
+/// As [`summary`], with everything that the server wrote passed through `scrub` when it has been
+/// read, since JSON may spell a key in another way, and before it is cut short.
+pub(super) fn scrubbed(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    scrub: impl Fn(String) -> String,
+) -> String {
+    let printable = |text: &str| scrubbed_line(text, &scrub);
     let media_type = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -78,7 +97,7 @@ pub fn summary(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> String {
         .as_deref()
         .and_then(|kind| kind.trim_end_matches('/').rsplit('/').next())
         .filter(|slug| *slug != "about:blank")
-        .map(printable);
+        .map(|slug| printable(slug));
     let status_line = match (slug, status.canonical_reason()) {
         (Some(slug), _) => format!("{} {slug}", status.as_u16()),
         (None, Some(reason)) => format!("{} {reason}", status.as_u16()),

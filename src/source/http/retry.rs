@@ -12,8 +12,6 @@ pub struct Timing {
     pub connect: Duration,
     /// From sending the request to the end of the answer's headers.
     pub first_byte: Duration,
-    /// For one attempt as a whole.
-    pub request: Duration,
     /// A body must bring `stall_bytes` in each window of this length (or end), or the attempt
     /// counts as stuck: a trickle of single bytes would hold a reader until its deadline.
     pub stall_window: Duration,
@@ -29,13 +27,12 @@ pub struct Timing {
 
 impl Default for Timing {
     /// The limits that the newest of the other Musher tools use, but with full jitter: 5 s to
-    /// connect, 30 s to the first byte, 60 s an attempt, 4 attempts, pauses of up to 250 ms
-    /// doubling to 8 s. The stall rule, 1 KiB in 10 s, is slower than any modem.
+    /// connect, 30 s to the first byte, 4 attempts, pauses of up to 250 ms doubling to 8 s. A body
+    /// may take until the deadline as long as it keeps coming. The stall rule, 1 KiB in 10 s, is slower than any modem.
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(30),
-            request: Duration::from_secs(60),
             stall_window: Duration::from_secs(10),
             stall_bytes: 1 << 10,
             attempts: 4,

@@ -20,8 +20,8 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Attempt, Authorization, Collect, HttpClient, MAX_ERROR_BODY, MAX_REDIRECTS, Response, Unread,
-    X_REQUEST_ID, is_redirect, problem, retry,
+    Attempt, Authorization, Clock, Collect, HttpClient, Lane, MAX_ERROR_BODY, MAX_REDIRECTS,
+    Response, Unread, X_REQUEST_ID, is_redirect, problem, retry, without,
 };
 use crate::error::{Error, Result};
 use crate::metrics::Counter;
@@ -60,8 +60,8 @@ impl Exchange<'_> {
             None => text,
         };
         match self.secret {
-            Some(secret) if !secret.is_empty() => text.replace(secret, "…"),
-            _ => text,
+            Some(secret) => without(text, secret),
+            None => text,
         }
     }
 }
@@ -91,9 +91,7 @@ impl HttpClient {
     /// Those of [`HttpClient::get`].
     pub async fn exchange(&self, exchange: &Exchange<'_>, deadline: Deadline) -> Result<Response> {
         self.check(&exchange.url)?;
-        let timed_out = || Error::Timeout {
-            what: exchange.what.to_owned(),
-        };
+        let mut clock = Clock::start(exchange.what, deadline);
         let attempts = if exchange.repeatable {
             self.timing.attempts
         } else {
@@ -102,12 +100,11 @@ impl HttpClient {
         let mut attempt = 1;
         loop {
             if deadline.is_over() {
-                return Err(timed_out());
+                return Err(clock.timed_out());
             }
             let outcome = {
-                let _permit = timeout_at(deadline.0, self.permits.acquire())
-                    .await
-                    .map_err(|_| timed_out())?;
+                // No mount gets content in this way.
+                let _place = clock.queue(self.lanes.of(Lane::Names)).await?;
                 self.exchange_once(exchange, attempt, deadline).await?
             };
             let wanted = match &outcome {
@@ -134,7 +131,7 @@ impl HttpClient {
             }
             return match outcome {
                 Attempt::Answered(response) => Ok(*response),
-                Attempt::Failed { .. } if deadline.is_over() => Err(timed_out()),
+                Attempt::Failed { .. } if deadline.is_over() => Err(clock.timed_out()),
                 Attempt::Failed { origin, reason } => Err(Error::Unreachable {
                     origin,
                     reason: match attempt {
@@ -154,9 +151,7 @@ impl HttpClient {
     ) -> Result<Attempt> {
         let size = exchange.body.as_ref().map_or(0, Bytes::len) as u64;
         let sending = Duration::from_secs(size / SLOWEST);
-        let end = deadline
-            .0
-            .min(Instant::now() + self.timing.request + sending);
+        let end = deadline.0;
         let first_byte = end.min(Instant::now() + self.timing.first_byte + sending);
         let asked = exchange.url.origin();
         let mut url = exchange.url.clone();
@@ -236,8 +231,10 @@ impl HttpClient {
                 reason: String::new(),
             };
             if !response.status.is_success() {
-                let reason = problem::summary(response.status, &response.headers, &response.body);
-                response.reason = exchange.scrub(reason);
+                response.reason =
+                    problem::scrubbed(response.status, &response.headers, &response.body, |text| {
+                        exchange.scrub(text)
+                    });
             }
             return Ok(match read {
                 // What was done is known by the status; the body is for people.

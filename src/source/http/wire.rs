@@ -15,9 +15,10 @@ use http::{HeaderMap, Method, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tracing::warn;
-use url::{Host, Url};
+use url::Url;
 
 use super::{HttpSettings, problem};
+use crate::config::value::is_loopback;
 use crate::error::{Error, Result};
 
 /// Most connections to one host that stay open without being used.
@@ -26,16 +27,6 @@ use crate::error::{Error, Result};
 /// turn they would all stay, and each keeps a buffer of up to 400 KiB once it has carried a file of
 /// that size. What one reader and its read-ahead need between bursts finds one of these.
 const MOST_IDLE: usize = 8;
-
-/// `127.0.0.0/8`, `::1` and `localhost`.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        None => false,
-    }
-}
 
 /// Why there is no answer, or not all of it.
 pub(super) struct Failure {

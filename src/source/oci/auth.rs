@@ -34,11 +34,12 @@ use url::Url;
 
 use super::challenge::{Challenge, parse_challenges};
 use super::reference::{Endpoint, Repository};
+use crate::config::value::is_here;
 use crate::credentials::docker::{Login, LoginChain};
 use crate::error::{Error, Result};
 use crate::single_flight::SingleFlight;
 use crate::source::Deadline;
-use crate::source::http::{Authorization, Exchange, HttpClient, Request, Response};
+use crate::source::http::{Authorization, Exchange, HttpClient, Lane, Request, Response};
 
 /// How long a login is used without looking for another one, as long as it is taken.
 const LOGIN_LIFE: Duration = Duration::from_secs(60);
@@ -290,7 +291,6 @@ impl Inner {
 
     /// Whether the login may go to the token server at `realm`.
     fn may_ask(&self, realm: &Url) -> Result<(), &'static str> {
-        let here = |url: &Url| Endpoint::from_url(&origin_of(url)).is_ok_and(|at| at.is_loopback());
         if !realm.username().is_empty() || realm.password().is_some() {
             return Err("its address has credentials");
         }
@@ -300,7 +300,7 @@ impl Inner {
         if realm.scheme() == "http" && self.endpoint.origin().scheme() == "https" {
             return Err("the registry is https and it is not");
         }
-        if here(realm) && !self.endpoint.is_loopback() {
+        if is_here(realm) && !self.endpoint.is_here() {
             return Err("it is on this machine and the registry is not");
         }
         Ok(())
@@ -445,6 +445,7 @@ impl Inner {
                     _ => None,
                 };
                 let request = Request {
+                    lane: Lane::Names,
                     url: asked.url(),
                     what,
                     accept: "application/json",
@@ -502,15 +503,6 @@ impl Inner {
         };
         Error::Denied { what, reason }
     }
-}
-
-/// A URL's scheme, host and port.
-fn origin_of(url: &Url) -> Url {
-    let mut origin = url.clone();
-    origin.set_path("/");
-    origin.set_query(None);
-    origin.set_fragment(None);
-    origin
 }
 
 /// What a token server is asked.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tracing::debug;
 
-use super::{Named, OciSource, share};
+use super::{Named, OciSource};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
@@ -177,7 +177,7 @@ impl Beside {
         };
         if document.layers.is_none() {
             let what = format!("{bundle}@{digest}");
-            let share = share(deadline);
+            let share = deadline.share(2);
             let files = match (&self.oci, &document.info.oci_ref) {
                 (Artifacts::In { oci, guard }, _) => {
                     let asking = oci.files_at(bundle, digest, &what, share);

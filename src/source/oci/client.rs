@@ -14,7 +14,7 @@ use super::reference::{Endpoint, Repository};
 use crate::credentials::docker::LoginChain;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::source::http::{Exchange, HttpClient, Request, Response};
+use crate::source::http::{Exchange, HttpClient, Lane, Request, Response};
 use crate::source::{Deadline, Sink};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -32,6 +32,8 @@ pub struct RegistryClient {
 /// A GET below `/v2/`.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
+    /// What the request is for.
+    pub lane: Lane,
     /// What the request may do.
     pub scope: &'a Scope,
     /// Path and query behind `/v2/`.
@@ -116,6 +118,7 @@ impl RegistryClient {
         let mut renewed = false;
         loop {
             let request = Request {
+                lane: ask.lane,
                 url: url.clone(),
                 what: ask.what,
                 accept: ask.accept,
@@ -183,6 +186,7 @@ impl RegistryClient {
         let scope = Scope::pull(repository);
         let path = format!("{repository}/manifests/{reference}");
         let ask = Ask {
+            lane: Lane::Names,
             scope: &scope,
             path: &path,
             accept: ACCEPT_MANIFEST,
@@ -264,8 +268,13 @@ impl RegistryClient {
     ///
     /// [`Error::NotFound`] if the registry does not have it, [`Error::WrongBytes`] if it has other
     /// bytes, and those of [`RegistryClient::download`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another thing, and all are needed"
+    )]
     pub async fn blob(
         &self,
+        lane: Lane,
         repository: &Repository,
         digest: Digest,
         limit: u64,
@@ -276,6 +285,7 @@ impl RegistryClient {
         let scope = Scope::pull(repository);
         let path = format!("{repository}/blobs/{digest}");
         let ask = Ask {
+            lane,
             scope: &scope,
             path: &path,
             accept: "*/*",

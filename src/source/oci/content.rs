@@ -14,6 +14,7 @@ use super::reference::Repository;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Entry, Manifest};
+use crate::source::http::Lane;
 use crate::source::{Deadline, Sink};
 use crate::sync::lock;
 
@@ -53,7 +54,15 @@ impl OciSource {
         }
         let asked = self
             .client()
-            .blob(repository, digest, file.size(), &what, sink, deadline)
+            .blob(
+                Lane::Content,
+                repository,
+                digest,
+                file.size(),
+                &what,
+                sink,
+                deadline,
+            )
             .await;
         match asked {
             Err(absent @ Error::NotFound { .. }) if self.client().is_mirror() => Err(absent),
@@ -89,6 +98,7 @@ impl OciSource {
                 inner
                     .client
                     .blob(
+                        Lane::Archives,
                         &repository,
                         digest,
                         size,

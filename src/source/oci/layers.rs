@@ -19,7 +19,7 @@ use super::model::{
     TITLE, UNPACK,
 };
 use crate::digest::Digest;
-use crate::manifest::Layer;
+use crate::manifest::{Layer, type_of_path};
 
 /// The configs of container images.
 const CONTAINER_CONFIGS: [&str; 2] = [
@@ -176,7 +176,7 @@ fn titled_files(
             path: path.to_owned(),
             digest,
             size: Some(size),
-            asset_type: type_of(path).to_owned(),
+            asset_type: type_of_path(path).to_owned(),
             asset_id: String::new(),
             media_type,
         });
@@ -233,18 +233,6 @@ fn is_archive(layer: &Descriptor) -> bool {
             let names_archive = [".gz", ".tgz"].iter().any(|e| title.ends_with(e));
             layer.media_type == DIRECTORY && !names_archive
         }
-    }
-}
-
-/// The type of asset that a path's first directory tells.
-fn type_of(path: &str) -> &'static str {
-    match path.split_once('/').map(|(first, _)| first) {
-        Some("skills") => "skill",
-        Some("agents") => "agent_spec",
-        Some("prompts") => "prompt",
-        Some("tools") => "toolset",
-        Some("config" | "configs") => "config",
-        _ => "other",
     }
 }
 

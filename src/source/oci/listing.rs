@@ -13,15 +13,15 @@ use super::reference::{Repository, StateTag, version_of};
 use crate::error::Result;
 use crate::manifest::State;
 use crate::reference::{Namespace, Slug, Version};
-use crate::source::http::Response;
+use crate::source::http::{Lane, Response};
 use crate::source::{Deadline, Published};
 
 /// Most pages of a list.
-const MAX_PAGES: usize = 10_000;
+pub(crate) const MAX_PAGES: usize = 10_000;
 /// Most entries of a list.
-const MAX_ROWS: usize = 1_000_000;
+pub(crate) const MAX_ROWS: usize = 1_000_000;
 /// Most bytes of all its pages together.
-const MAX_LIST: u64 = 32 << 20;
+pub(crate) const MAX_LIST: u64 = 32 << 20;
 
 /// What the tags of a repository say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -163,6 +163,7 @@ impl RegistryClient {
     ) -> Result<Result<Vec<String>, Response>> {
         let mut left = MAX_LIST;
         let ask = |path, limit| Ask {
+            lane: Lane::Names,
             scope,
             path,
             accept: "application/json",

@@ -98,7 +98,7 @@ impl Named {
             .parse()
             .map_err(|_| self.refuse(what, "it names no registry"))?;
         let api = Endpoint::from_url(&self.settings.api);
-        if endpoint.is_loopback() && !api.is_ok_and(|api| api.is_loopback()) {
+        if endpoint.is_here() && !api.is_ok_and(|api| api.is_here()) {
             return Err(self.refuse(what, "it names a registry on this machine"));
         }
         let name = endpoint.host();
@@ -152,11 +152,6 @@ impl Named {
     }
 }
 
-/// Half of the time that is left: the other half is for whoever is asked next.
-pub(crate) fn share(deadline: Deadline) -> Deadline {
-    Deadline::after(deadline.remaining() / 2)
-}
-
 fn repository(manifest: &Manifest) -> Option<ImageRef> {
     ImageRef::parse(manifest.info().oci_ref.as_deref()?)
 }
@@ -183,7 +178,8 @@ impl Content for Named {
             repository(manifest).ok_or_else(|| self.refuse(what, "it names no artifact"))?;
         let host = self.host(&image.registry, &what.to_string())?;
         debug!(version = %what, registry = image.registry, "asking the registry that is named");
-        let share = share(deadline);
+        // The other half is for whoever is asked next.
+        let share = deadline.share(2);
         host.content.blob(manifest, file, sink, share).await
     }
 }
@@ -254,6 +250,8 @@ mod tests {
         let remote = named("https://api.example");
         assert!(remote.host("localhost:5000", "x").is_err());
         assert!(remote.host("127.0.0.1", "x").is_err());
+        assert!(remote.host("0.0.0.0:5000", "x").is_err());
+        assert!(remote.host("[::ffff:127.0.0.1]:5000", "x").is_err());
         assert!(remote.host("r.example", "x").is_ok());
         assert!(
             named("http://127.0.0.1:1")

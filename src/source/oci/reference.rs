@@ -14,9 +14,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use url::{Host, Url};
+use url::Url;
 
-use crate::config::value;
+use crate::config::value::{self, is_here};
 use crate::digest::Digest;
 use crate::manifest::State;
 use crate::reference::{BundleId, HostId, MAX_VERSION, Version};
@@ -96,14 +96,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether the registry is on this machine.
-    pub fn is_loopback(&self) -> bool {
-        match self.origin.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-            None => false,
-        }
+    /// Whether the registry may be on this machine: see [`is_here`].
+    pub fn is_here(&self) -> bool {
+        is_here(&self.origin)
     }
 
     /// The registry's partition of the cache. Below a prefix it is one of its own, since two teams
