@@ -14,12 +14,13 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
 use super::{key_of, make_parent};
 use crate::reference::{HostId, VersionRef};
+use crate::sync::lock;
 
 const SUFFIX: &str = ".lease";
 
@@ -72,7 +73,7 @@ impl Lease {
 
     /// Writes down that the mount serves a version.
     pub fn add(&self, host: &HostId, version: &VersionRef) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let (file, versions) = &mut *told;
         if !versions.insert((host.clone(), version.clone())) {
             return;

@@ -15,11 +15,12 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{key_of, lock_file, private_file, replace};
 use crate::digest::Digest;
+use crate::sync::lock;
 
 const RECORD: usize = 40;
 
@@ -48,7 +49,7 @@ impl Recency {
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 
     /// Appends what was noted since the last time.

@@ -4,10 +4,11 @@
 //! entry with a number, so that a dead registry does not push out what happened before it.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use crate::error::Error;
+use crate::sync::lock;
 
 /// Most failures that are kept.
 const MOST: usize = 256;
@@ -36,7 +37,7 @@ pub struct Failures(Mutex<VecDeque<Failure>>);
 impl Failures {
     /// Consistent after every statement, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, VecDeque<Failure>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Keeps a failure.

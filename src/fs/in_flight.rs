@@ -4,8 +4,10 @@
 //! counts. An entry goes when its guard does, however the request ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
+
+use crate::sync::lock;
 
 /// A request that waits.
 #[derive(Debug, Clone)]
@@ -42,7 +44,7 @@ pub struct Guard {
 impl InFlight {
     /// Consistent after every statement, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Notes a request, until the guard is dropped.

@@ -27,6 +27,7 @@ use crate::digest::Digest;
 use crate::reference::{BundleId, BundleRef, HostId, Namespace, Selector, VersionRef};
 use crate::store::journal::Journal;
 use crate::store::{Loaded, journal_key};
+use crate::sync::lock;
 
 /// The mount's root.
 pub const ROOT: u64 = 1;
@@ -235,7 +236,7 @@ impl Inodes {
 
     /// Consistent after every statement, so a poisoned lock is still good.
     fn passing(&self) -> MutexGuard<'_, LruCache<u64, Passing>> {
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.passing)
     }
 
     /// The number that `name`'s node has, or would have if somebody asked for it.
@@ -332,7 +333,7 @@ impl Inodes {
     /// Takes over the numbers that other processes gave out, if there are more than the last time: the
     /// one that served this kernel before did so until this one began.
     fn restore(&self) {
-        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut restored = lock(&self.restored);
         let of_others = self.journal.of_others();
         if *restored == Some(of_others) {
             return;

@@ -24,7 +24,7 @@ pub mod why;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -40,6 +40,7 @@ use super::mountinfo::MountId;
 use crate::client::Breakers;
 use crate::fs::Fs;
 use crate::paths::ensure_private_dir;
+use crate::sync::lock;
 
 pub use events::Event;
 pub use status::{SourceStatus, Status};
@@ -93,10 +94,7 @@ impl Control {
         let set_log = self.set_log.as_ref();
         set_log.ok_or("this log cannot be changed")?(level)?;
         tracing::info!(level, "the log's level was changed");
-        let mut current = self
-            .log_level
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.log_level);
         *current = Some(level.to_owned());
         Ok(())
     }

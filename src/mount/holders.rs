@@ -9,11 +9,13 @@ use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::mountinfo::{Device, Mount, MountTable, fdinfo, is_below};
 use super::touch::bounded;
+
+use crate::sync::lock;
 
 /// How long the scan may take before what was found so far is told.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -69,7 +71,7 @@ pub(super) fn of(mount: &Mount) -> Vec<Holder> {
             fs_type: child.fs_type.clone(),
         })
         .collect();
-    let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = lock(&found);
     holders.extend(found.iter().map(|(&pid, &uses)| Holder::Process {
         pid,
         name: name(pid),
@@ -89,11 +91,7 @@ fn scan(mount: &Mount, found: &Found) {
         .filter(|pid| shares_our_mounts(*pid))
         .collect();
     let note = |pid, uses| {
-        found
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(pid)
-            .or_insert(uses);
+        lock(&found).entry(pid).or_insert(uses);
     };
     for &pid in &pids {
         if let Some(uses) = link_into(pid, mount).or_else(|| descriptor_into(pid, mount)) {

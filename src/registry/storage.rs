@@ -31,7 +31,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -43,6 +43,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::publish::artifact::Artifact;
 use crate::reference::{BundleId, Namespace, Slug, Version, VersionRef};
+use crate::sync::lock;
 
 /// How many parsed manifests are kept in memory.
 const KEPT_MANIFESTS: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
@@ -369,7 +370,7 @@ impl Storage {
 
     /// Logs damage once a file, however often it is come across.
     fn report(&self, damage: &Damage) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = lock(&self.reported);
         if reported.insert(damage.path.clone()) {
             tracing::warn!(path = %damage.path.display(), reason = damage.reason, "version hidden");
         }
@@ -429,9 +430,7 @@ impl Storage {
     fn manifests(
         &self,
     ) -> std::sync::MutexGuard<'_, lru::LruCache<PathBuf, (Stamp, Arc<Release>)>> {
-        self.manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.manifests)
     }
 
     pub(super) fn bundle_dir(&self, bundle: &BundleId) -> PathBuf {

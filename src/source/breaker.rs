@@ -26,7 +26,8 @@ use super::{Deadline, Published, Sink, Source};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
-use crate::sync::{Instant, Mutex, MutexGuard, PoisonError};
+use crate::sync::lock;
+use crate::sync::{Instant, Mutex, MutexGuard};
 
 /// How long a source is left alone after its first outage; doubles with each failed probe.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -77,7 +78,7 @@ impl Circuit {
 
     /// Every assignment leaves a consistent state, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn is_closed(&self) -> bool {

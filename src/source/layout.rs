@@ -14,7 +14,7 @@ pub use dir::{Layout, MAX_INDEX};
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use crate::manifest::{Document, Entry, Info, Layer, Manifest};
 use crate::reference::{
     BundleId, BundleRef, HostId, Namespace, Selector, Slug, Version, VersionRef,
 };
+use crate::sync::lock;
 
 /// Most manifests of which it is remembered what they are in.
 const MOST_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -260,7 +261,7 @@ impl Shared {
 
     /// The map is consistent after every statement, so a poisoned lock is still good.
     fn packed(&self) -> MutexGuard<'_, LruCache<Digest, Packed>> {
-        self.packed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.packed)
     }
 
     /// The archive of a manifest that has a file with this content.

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::digest::Digest;
+use crate::sync::lock;
 
 /// Longest line that is believed.
 const MAX_LINE: u64 = 16 * 1024;
@@ -246,7 +247,7 @@ impl Journal {
 
     /// Every statement leaves the journal usable, so a poisoned lock still is.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Remembers the table of `version`, unless another one is known already.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -15,6 +14,7 @@ use crate::metrics::Counter;
 use crate::mount::mountinfo::{MountId, MountTable};
 use crate::source::Source as _;
 use crate::source::breaker::BreakerState;
+use crate::sync::lock;
 
 /// How many failures are told.
 const FAILURES: usize = 10;
@@ -143,10 +143,7 @@ impl Control {
             metrics.get(Counter::ReadWarm),
             metrics.get(Counter::ReadCold),
         );
-        let log_level = self
-            .log_level
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let log_level = lock(&self.log_level);
         Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

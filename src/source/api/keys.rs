@@ -4,7 +4,7 @@
 //! who wait for it.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::reference::Namespace;
 use crate::single_flight::SingleFlight;
 use crate::source::http::{Authorization, Response};
+use crate::sync::lock;
 
 /// How long "there is no key" is believed: somebody may log in while the mount is up.
 const ABSENT_FOR: Duration = Duration::from_secs(60);
@@ -82,7 +83,7 @@ impl Keys {
     /// The key, if there is one.
     pub(super) async fn current(&self) -> Result<Option<Arc<Key>>> {
         {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = lock(&self.known);
             let is_fresh = known.looked.is_some_and(|at| at.elapsed() < ABSENT_FOR);
             if known.key.is_some() || is_fresh {
                 return Ok(known.key.clone());
@@ -111,7 +112,7 @@ impl Keys {
     }
 
     fn refusals(&self) -> MutexGuard<'_, Refusals> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.refusals)
     }
 
     /// Notes what an answer to the key, about `namespace` perhaps, says of the key itself; each change
@@ -163,7 +164,7 @@ impl Keys {
     pub(super) async fn newer_than(&self, refused: &Key) -> Result<Option<Arc<Key>>> {
         let is_newer = |key: &Arc<Key>| key.key != refused.key;
         let known = {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = lock(&self.known);
             known.key.clone()
         };
         if let Some(key) = known.filter(is_newer) {
@@ -202,7 +203,7 @@ impl Keys {
                         }))
                     })
                     .transpose()?;
-                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut known = lock(&known);
                 *known = Known {
                     key: key.clone(),
                     looked: Some(Instant::now()),

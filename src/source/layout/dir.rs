@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
@@ -27,6 +27,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::BundleId;
 use crate::source::oci::model::{Descriptor, ImageManifest, MAX_MANIFEST, REF_NAME, VERSION};
+use crate::sync::lock;
 
 /// Largest index, in bytes.
 pub const MAX_INDEX: u64 = 64 << 20;
@@ -119,7 +120,7 @@ impl Layout {
             meta.size(),
         );
         // Consistent after every statement, so a poisoned lock is still good.
-        let mut known = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.index);
         if let Some((then, contents)) = &*known
             && *then == now
         {

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use flate2::read::MultiGzDecoder;
 use lru::LruCache;
@@ -17,6 +17,7 @@ use tar::EntryType;
 
 use crate::digest::Digest;
 use crate::manifest::MAX_ENTRIES;
+use crate::sync::lock;
 
 /// Largest tar layer, as it is in the registry.
 pub const MAX_PACKED: u64 = 64 << 20;
@@ -183,7 +184,7 @@ impl Default for Archives {
 impl Archives {
     /// Consistent after every statement but for the sum, which may only be too large then.
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// The archive with this digest.
@@ -212,7 +213,7 @@ impl Archives {
         if let Some(archive) = self.get(digest) {
             return Ok(archive);
         }
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = lock(&self.reading);
         // Whoever read before may have read this one.
         if let Some(archive) = self.get(digest) {
             return Ok(archive);

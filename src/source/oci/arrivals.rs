@@ -4,13 +4,14 @@
 //! on when whoever asked has given up. So a question that is not answered in time says nothing about
 //! a registry whose bytes keep coming, nor about one that waits for us to unpack them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::source::Sink;
+use crate::sync::lock;
 
 /// How long a registry may send nothing and still count as at work.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -30,7 +31,7 @@ struct State {
 impl Arrivals {
     /// Every assignment leaves a consistent state, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Whether it is us who are slow, or only the way.

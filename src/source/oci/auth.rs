@@ -21,7 +21,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,6 +40,7 @@ use crate::error::{Error, Result};
 use crate::single_flight::SingleFlight;
 use crate::source::Deadline;
 use crate::source::http::{Authorization, Exchange, HttpClient, Lane, Request, Response};
+use crate::sync::lock;
 
 /// How long a login is used without looking for another one, as long as it is taken.
 const LOGIN_LIFE: Duration = Duration::from_secs(60);
@@ -254,7 +255,7 @@ impl Authenticator {
 impl Inner {
     /// The maps are consistent after every statement, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// What somebody else has found out meanwhile.

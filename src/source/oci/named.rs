@@ -6,7 +6,7 @@
 //! for it, and the Musher key only if it is Musher's own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tracing::debug;
@@ -24,6 +24,7 @@ use crate::manifest::{Entry, Layer, Manifest};
 use crate::source::breaker::Guarded;
 use crate::source::http::HttpClient;
 use crate::source::{Deadline, Sink, Source};
+use crate::sync::lock;
 
 /// Most hosts that one API may make us ask.
 const MOST_HOSTS: usize = 16;
@@ -87,7 +88,7 @@ impl Named {
     }
 
     fn host(&self, registry: &str, what: &str) -> Result<Host> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = lock(&self.hosts);
         if let Some(host) = hosts.get(registry) {
             return Ok(host.clone());
         }
@@ -127,7 +128,7 @@ impl Named {
 
     /// Those that were named so far, with their breakers.
     pub fn guarded(&self) -> Vec<Arc<Guarded>> {
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = lock(&self.hosts);
         let mut guarded: Vec<_> = hosts
             .values()
             .map(|host| Arc::clone(&host.content))
