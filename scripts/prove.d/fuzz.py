@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FUZZ = ROOT / "tests/fuzz"
 BUILT = ROOT / "target/fuzz"
 CARGO_FUZZ = "0.13.2"
+# Readers of what strangers write; one that is not listed would not be missed otherwise.
+TARGETS = 10
 
 
 def cargo_fuzz():
@@ -45,7 +47,10 @@ def build():
     build_command = [program, "fuzz", "build", *common, "--sanitizer", "none", "--target-dir", BUILT]
     subprocess.run(build_command, cwd=ROOT, env=environment, check=True)
     listed = subprocess.run([program, "fuzz", "list", *common], cwd=ROOT, capture_output=True, text=True, check=True)
-    return listed.stdout.split()
+    targets = listed.stdout.split()
+    if len(targets) != TARGETS:
+        sys.exit(f"fuzz: {len(targets)} targets instead of {TARGETS}: {targets}")
+    return targets
 
 
 def run(target, seconds, seed):
@@ -60,8 +65,9 @@ def run(target, seconds, seed):
         capture_output=True, text=True, errors="replace", check=False,
         # SIGPIPE stays ignored, as in every program that Rust starts; here the fuzzer's does.
         restore_signals=False)
-    inputs = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
-    return target, int(inputs[1]) if inputs else 0, ended.stderr[-3000:] if ended.returncode else None
+    counted = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
+    inputs = int(counted[1]) if counted else 0
+    return target, inputs, ended.stderr[-3000:] if ended.returncode or not inputs else None
 
 
 def main():
@@ -76,7 +82,7 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for target, inputs, crash in pool.map(lambda it: run(it, int(minutes * 60), seed), targets):
             numbers[target] = inputs
-            print(f"{target}: {inputs} inputs{', CRASHED' if crash else ''}", flush=True)
+            print(f"{target}: {inputs} inputs{', FAILED' if crash else ''}", flush=True)
             if crash:
                 crashed.append(target)
                 print(crash)

@@ -8,8 +8,10 @@ Every part is a program of tests (tests/prove_*), or another command. It is told
                             {promise, how, numbers, verdict, seed, form, profile, date, kernel}
                             where verdict is "held" or "broken", and numbers an object
 
-and fails with its exit code. A part that ends well without a result has failed too. Results are
-kept in target/prove/FORM/PART/NAME.json, with the revision they are of, until the part runs again.
+and fails with its exit code. A part that ends well with fewer results than it has promises has failed
+too, and so has one that does not end in time. Results are kept in target/prove/FORM/PART/NAME.json,
+and how the part ended in PART.json beside that folder, with the revision they are of, until the part
+runs again.
 
 The short form is built as `cargo test` builds, so it shares that work; it is also part of
 scripts/test. The long form is built with the profile `proof`: optimised, because it measures
@@ -22,23 +24,31 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 KEPT = ROOT / "target/prove"
 README = ROOT / "README.md"
 START = "<!-- written by scripts/prove --report -->"
 END = "<!-- end of what scripts/prove wrote -->"
+# Several times what the slowest part takes on two processors, in seconds: whoever is stuck is ended.
+PATIENCE = {"short": 20 * 60, "long": 4 * 60 * 60}
+# How long programs that are told to end may take to unmount.
+FAREWELL = 60
 
 
 @dataclass(frozen=True)
 class Part:
     name: str
     what: str
+    # How many results it gives, each a row of the table. One that is missing has not been proved.
+    promises: int
     # Programs of tests, as `cargo test --test` names them; or
     tests: tuple[str, ...] = ()
     # a command, relative to the repository.
@@ -47,16 +57,16 @@ class Part:
 
 # Cheapest first.
 PARTS = (
-    Part("model", "a mount answers as a model of it does, whatever happens", tests=("prove_model",)),
-    Part("crash", "killed or upgraded at any time: a pause, and nothing else", tests=("prove_crash",)),
-    Part("publish", "killed at any system call, nothing bad is in the cache", tests=("prove_publish",)),
-    Part("damage", "no damage to the cache is ever served, and it heals", tests=("prove_damage",)),
-    Part("many", "many processes and users share caches", tests=("prove_many",)),
-    Part("schedules", "what meets in memory and in locked files, in thousands of orders", tests=("prove_schedules",)),
-    Part("network", "every fault of the network meets every operation", tests=("prove_network",)),
-    Part("fuzz", "whatever strangers write is read without a panic", command=("python3", "scripts/prove.d/fuzz.py")),
-    Part("soak", "what a daemon takes of the machine stays the same", tests=("prove_soak",)),
-    Part("systemd", "the shipped unit under a real systemd", tests=("prove_systemd",)),
+    Part("model", "a mount answers as a model of it does, whatever happens", 1, tests=("prove_model",)),
+    Part("crash", "killed or upgraded at any time: a pause, and nothing else", 2, tests=("prove_crash",)),
+    Part("publish", "killed at any system call, nothing bad is in the cache", 2, tests=("prove_publish",)),
+    Part("damage", "no damage to the cache is ever served, and it heals", 5, tests=("prove_damage",)),
+    Part("many", "many processes and users share caches", 2, tests=("prove_many",)),
+    Part("schedules", "what meets in memory and in locked files, in thousands of orders", 5, tests=("prove_schedules",)),
+    Part("network", "every fault of the network meets every operation", 3, tests=("prove_network",)),
+    Part("fuzz", "whatever strangers write is read without a panic", 1, command=("python3", "scripts/prove.d/fuzz.py")),
+    Part("soak", "what a daemon takes of the machine stays the same", 1, tests=("prove_soak",)),
+    Part("systemd", "the shipped unit under a real systemd", 1, tests=("prove_systemd",)),
 )
 
 
@@ -77,12 +87,33 @@ def revision():
     known = git("rev-parse", "--short=10", "HEAD")
     if known.returncode != 0:
         return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    changed = git("status", "--porcelain").stdout.strip()
     return known.stdout.strip() + ("+" if changed else "")
 
 
+def ended(command, environment, patience):
+    """The exit code of a command, or None if it had to be ended."""
+    # A session of its own, so that what it has started can be told to end as well.
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return None
+    except BaseException:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        raise
+
+
 def run(part, form, profile, seed):
-    """Runs one part; its results, and why it has failed, or None."""
+    """Runs one part and keeps what comes of it; its results, and why it has failed, or None."""
+    before = revision()
     with tempfile.TemporaryDirectory(prefix="musherfs-prove-") as results:
         environment = os.environ | {
             "MUSHERFS_PROVE": form,
@@ -91,23 +122,32 @@ def run(part, form, profile, seed):
             "MUSHERFS_REQUIRE_FUSE": "1",
         }
         command = list(part.command) or test_command(part.tests, profile)
-        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        code = ended(command, environment, PATIENCE[form])
         found = {}
         for path in sorted(pathlib.Path(results).glob("*.json")):
             found[path.stem] = json.loads(path.read_text())
-    of = revision()
+    broken = [name for name, result in found.items() if result["verdict"] != "held"]
+    if code is None:
+        failure = f"did not end within {PATIENCE[form] // 60} minutes"
+    elif broken:
+        failure = f"broken: {', '.join(broken)}"
+    elif code != 0:
+        failure = f"ended with {code}"
+    elif len(found) != part.promises:
+        failure = f"gave {len(found)} results of {part.promises}"
+    else:
+        failure = None
+    # What was committed or changed meanwhile may have been built, or not.
+    of = before if revision() == before else f"{before.removesuffix('+')}+"
+    ending = {"failure": failure, "revision": of, "form": form, "profile": profile,
+              "date": datetime.now(timezone.utc).isoformat()}
     kept = KEPT / form / part.name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for name, result in found.items():
-        result["revision"] = of
-        (kept / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
-    if code != 0:
-        return found, f"ended with {code}"
-    if not found:
-        return found, "gave no result"
-    broken = [name for name, result in found.items() if result["verdict"] != "held"]
-    return found, f"broken: {', '.join(broken)}" if broken else None
+        (kept / f"{name}.json").write_text(json.dumps(result | {"revision": of}, ensure_ascii=False) + "\n")
+    kept.with_suffix(".json").write_text(json.dumps(ending) + "\n")
+    return found, failure
 
 
 def in_words(numbers):
@@ -119,24 +159,37 @@ def in_words(numbers):
     return ", ".join(f"{value(it)} {name}" for name, it in numbers.items())
 
 
-def last_results(part):
-    """What is kept of a part: of the long form, where there is any."""
+def last_run(part):
+    """How a part last ended and with which results: in the long form, if it was ever run; or None."""
     for form in ("long", "short"):
-        found = [json.loads(path.read_text()) for path in sorted((KEPT / form / part.name).glob("*.json"))]
-        if found:
-            return found
-    return []
+        kept = KEPT / form / part.name
+        if kept.with_suffix(".json").exists():
+            results = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+            return json.loads(kept.with_suffix(".json").read_text()), results
+    return None
 
 
-def table():
+def row(*cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table(former):
+    """The table; a part that was not run here keeps the rows that it has in the `former` one."""
     lines = ["| promise | how it is proved | last result |", "|---|---|---|"]
     for part in PARTS:
-        for it in last_results(part):
+        last = last_run(part)
+        if last is None:
+            kept = [line for line in former if f"| `{part.name}`: " in line]
+            lines += kept or [row(part.what, f"`{part.name}`", "not run")]
+            continue
+        ending, results = last
+        for it in results:
             when = f"{it['form']}, {it['date'][:10]}, {it['profile']} build of {it['revision']}, Linux {it['kernel']}"
-            cells = [it["promise"], f"`{part.name}`: {it['how']}", f"{it['verdict']}: {in_words(it['numbers'])} ({when})"]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        if not last_results(part):
-            lines.append(f"| {part.what} | `{part.name}` | not run |")
+            lines.append(row(it["promise"], f"`{part.name}`: {it['how']}",
+                             f"{it['verdict']}: {in_words(it['numbers'])} ({when})"))
+        if ending["failure"] and all(it["verdict"] == "held" for it in results):
+            when = f"{ending['form']}, {ending['date'][:10]}, {ending['profile']} build of {ending['revision']}"
+            lines.append(row(part.what, f"`{part.name}`: the part as a whole", f"broken: {ending['failure']} ({when})"))
     return lines
 
 
@@ -145,8 +198,8 @@ def report():
     if text.count(START) != 1 or text.count(END) != 1:
         sys.exit(f"prove: README.md needs the lines {START!r} and {END!r}, once each")
     before, rest = text.split(START)
-    after = rest.split(END)[1]
-    README.write_text("\n".join([before + START, *table(), END]) + after)
+    former, after = rest.split(END)
+    README.write_text("\n".join([before + START, *table(former.splitlines()), END]) + after)
 
 
 def main():

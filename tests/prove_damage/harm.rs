@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, chown, symlink};
 use std::path::Path;
 
+use crate::support::fuse::skip;
 use crate::support::prove::Random;
 
 /// Changes one byte, in place.
@@ -50,7 +51,7 @@ pub(crate) enum Harm {
 }
 
 impl Harm {
-    pub(crate) const ALL: [Self; 11] = [
+    const ALL: [Self; 11] = [
         Self::Empty,
         Self::Half,
         Self::LastByteMissing,
@@ -64,25 +65,23 @@ impl Harm {
         Self::Gone,
     ];
 
-    /// Whether what is read may still be what was there.
-    pub(crate) fn keeps_content(self) -> bool {
-        self == Self::Owner
+    /// All that can be done here, which is everything for root; says so if something cannot.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = Self::ALL.to_vec();
+        if Self::skipped() > 0 {
+            skip("only root can give files away: nothing is tried with those of others");
+            all.retain(|harm| *harm != Self::Owner);
+        }
+        all
     }
 
-    /// Whether there is no regular file afterwards.
-    pub(crate) fn leaves_no_file(self) -> bool {
-        matches!(
-            self,
-            Self::LinkToTheSame
-                | Self::LinkToAnother
-                | Self::LinkToNothing
-                | Self::Directory
-                | Self::Gone
-        )
+    /// How many of them are left out here.
+    pub(crate) fn skipped() -> usize {
+        usize::from(!rustix::process::geteuid().is_root())
     }
 
-    /// Does it to the file at `path`; `other` is another one like it. Whether it could be done.
-    pub(crate) fn apply(self, path: &Path, other: &Path) -> bool {
+    /// Does it to the file at `path`; `other` is another one like it.
+    pub(crate) fn apply(self, path: &Path, other: &Path) {
         let mut content = Vec::new();
         File::open(path).unwrap().read_to_end(&mut content).unwrap();
         let shorten = |length: usize| {
@@ -117,14 +116,43 @@ impl Harm {
                 fs::remove_file(path).unwrap();
                 fs::create_dir(path).unwrap();
             }
-            Self::Owner => {
-                if !rustix::process::geteuid().is_root() {
-                    return false;
-                }
-                chown(path, Some(65_534), Some(65_534)).unwrap();
-            }
+            Self::Owner => chown(path, Some(65_534), Some(65_534)).unwrap(),
             Self::Gone => fs::remove_file(path).unwrap(),
         }
-        true
+    }
+}
+
+/// What a cache has of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Right,
+    Wrong,
+    /// No file: a link in its place is not followed, and a directory is nothing either.
+    Nothing,
+}
+
+impl Left {
+    pub(crate) fn of(path: &Path, content: &[u8]) -> Self {
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && fs::read(path).unwrap() == content => Self::Right,
+            Ok(meta) if meta.is_file() => Self::Wrong,
+            _ => Self::Nothing,
+        }
+    }
+
+    /// What a reader of it gets while the source is down.
+    pub(crate) fn errno(self) -> Option<i32> {
+        match self {
+            Self::Right => None,
+            Self::Wrong => Some(libc::EIO),
+            Self::Nothing => Some(libc::EHOSTUNREACH),
+        }
+    }
+
+    /// Whether the cause that is given is the true one: the source's failure, and the cache's where it
+    /// has wrong bytes.
+    pub(crate) fn is_said_by(self, cause: &str) -> bool {
+        let blames_cache = cause.contains("the cache (and it cannot be fetched again: ");
+        cause.contains(" is unreachable: ") && blames_cache == (self == Self::Wrong)
     }
 }

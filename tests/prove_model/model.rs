@@ -7,19 +7,29 @@
 //! has seen an answer will not be given an older one.
 //!
 //! What was read once is cached: from then on no fault of the registry may be seen in it. For the
-//! rest, a fault has its error numbers, also for a while after it has ended (sources that fail are
-//! left alone for a moment) unless the mount is made again.
+//! rest, a fault has its error numbers, until it has ended and somebody was answered (sources that
+//! fail are left alone for a moment), or the mount is made again. From then on there are no errors;
+//! only a download that failed is not tried again for two seconds, and an old answer that was given
+//! for want of a new one is good for some more.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use musherfs::digest::Digest;
+use musherfs::store::content::FAILURE_MEMORY;
 
 use crate::steps::{Fault, Name};
 use crate::world::{BUNDLES, Link, Time, World, digest};
 
 /// For so long something may be absent after it was: the resolver's memory, and then the kernel's.
 const ABSENT: Duration = Duration::from_secs(11);
+
+/// For so long an old answer may be given after a new one was asked for in vain: the same, after what
+/// the question may have taken.
+const OLD: Duration = Duration::from_secs(17);
+
+/// For so long a download may not be tried again, on a machine that is busy.
+const UNTRIED: Duration = FAILURE_MEMORY.saturating_add(Duration::from_secs(2));
 
 /// What is known of a moving name.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +40,27 @@ struct Known {
     stale_since: Time,
     /// It was answered, and is cached.
     answered: bool,
+    /// Its file was damaged since the daemon may have read it: that one can answer although the cache
+    /// does not have it any more.
+    damaged: bool,
+    /// When it was last asked for while nobody may have answered.
+    doubted: Option<Instant>,
+}
+
+impl Known {
+    /// Whether an answer may be another than the registry's.
+    fn is_in_doubt(&self) -> bool {
+        self.doubted.is_some_and(|at| at.elapsed() < OLD)
+    }
+}
+
+/// What a damaged file was about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum About {
+    Content(Digest),
+    /// The list of a version's files.
+    Version(usize, usize),
+    Link(usize, Link),
 }
 
 /// What a name may mean.
@@ -51,6 +82,8 @@ pub(crate) struct Model {
     absences: HashMap<(usize, Name), Instant>,
     /// Versions whose lists of files are cached.
     manifests: HashSet<(usize, usize)>,
+    /// Versions whose lists of files were damaged, as with content.
+    damaged_manifests: HashSet<(usize, usize)>,
     /// Versions whose lists of files may be cached.
     touched: BTreeSet<(usize, usize)>,
     /// Content that is cached.
@@ -63,9 +96,12 @@ pub(crate) struct Model {
     /// When the mount was made.
     session: Time,
     pub(crate) fault: Option<Fault>,
-    /// What looking up and reading may fail with since the mount was made.
+    /// What looking up and reading may fail with: since the first fault that the source has not
+    /// recovered from.
     lookup_errors: BTreeSet<i32>,
     read_errors: BTreeSet<i32>,
+    /// When it last recovered, and what reading could fail with until then.
+    recovered: Option<(Instant, BTreeSet<i32>)>,
 }
 
 /// The errors of looking up and reading under a fault.
@@ -77,6 +113,9 @@ fn errors(fault: Fault) -> (&'static [i32], &'static [i32]) {
         Fault::Refused => (&[libc::EACCES], &[libc::EACCES]),
         Fault::Garbage => (&[libc::EIO], &[libc::EIO]),
         Fault::WrongBytes => (&[], &[libc::EIO]),
+        Fault::Delay => (&[], &[]),
+        // Whoever waits runs out of time, and the others are told that nobody answers.
+        Fault::Stall | Fault::Trickle | Fault::Truncate => (DOWN, DOWN),
     }
 }
 
@@ -107,17 +146,35 @@ impl Model {
         self.read_errors.extend(read);
     }
 
+    /// The fault is over, and the source has answered.
+    pub(crate) fn recovered(&mut self) {
+        self.lookup_errors.clear();
+        let errors = std::mem::take(&mut self.read_errors);
+        self.recovered = Some((Instant::now(), errors));
+    }
+
+    /// Whether reading can fail with this only because it did before the source recovered.
+    pub(crate) fn is_remembered(&self, errno: i32) -> bool {
+        let before = self.recovered.as_ref();
+        !self.read_errors.contains(&errno)
+            && before.is_some_and(|(at, errors)| at.elapsed() < UNTRIED && errors.contains(&errno))
+    }
+
     /// The mount was made again.
     pub(crate) fn remounted(&mut self, world: &World, expired: bool) {
         self.session = world.now;
         self.absences.clear();
         self.damaged.clear();
+        self.damaged_manifests.clear();
         self.lookup_errors.clear();
         self.read_errors.clear();
+        self.recovered = None;
         if let Some(fault) = self.fault {
             self.begin(fault);
         }
         for known in self.links.values_mut() {
+            known.damaged = false;
+            known.doubted = None;
             if expired {
                 known.since = None;
             }
@@ -133,21 +190,41 @@ impl Model {
         self.remounted(world, true);
     }
 
-    /// A cached blob is not what it was.
-    pub(crate) fn damaged(&mut self, digest: Digest) {
-        self.blobs.remove(&digest);
-        self.damaged.insert(digest);
-        self.wrong.insert(digest);
+    /// A file of the cache is not what it was.
+    pub(crate) fn damaged(&mut self, about: About) {
+        match about {
+            About::Content(digest) => {
+                self.blobs.remove(&digest);
+                self.damaged.insert(digest);
+                self.wrong.insert(digest);
+            }
+            About::Version(bundle, version) => {
+                self.manifests.remove(&(bundle, version));
+                self.damaged_manifests.insert((bundle, version));
+            }
+            About::Link(bundle, link) => {
+                if let Some(known) = self.links.get_mut(&(bundle, link)) {
+                    known.answered = false;
+                    known.damaged = true;
+                    // It may lie about its age.
+                    known.since = Some(known.stale_since);
+                }
+            }
+        }
     }
 
-    /// What looking up may fail with since the mount was made.
+    /// What looking up may fail with.
     pub(crate) fn lookup_errors(&self) -> &BTreeSet<i32> {
         &self.lookup_errors
     }
 
-    /// Whether there was a fault since the mount was made.
+    /// Whether there is a fault that can be noticed, or was a moment ago.
     pub(crate) fn is_disturbed(&self) -> bool {
-        !self.lookup_errors.is_empty() || !self.read_errors.is_empty()
+        let was = self
+            .recovered
+            .as_ref()
+            .is_some_and(|(at, _)| at.elapsed() < OLD);
+        was || !self.lookup_errors.is_empty() || !self.read_errors.is_empty()
     }
 
     /// Whether the name is a link, and what it may lead to. Asking makes it known.
@@ -183,11 +260,16 @@ impl Model {
             since: None,
             stale_since: world.now,
             answered: false,
+            damaged: false,
+            doubted: None,
         });
+        if !self.lookup_errors.is_empty() {
+            known.doubted = Some(Instant::now());
+        }
         let since = *known.since.get_or_insert(world.now);
         let known = *known;
         let mut targets = world.bundles[bundle].targets(link, since);
-        if targets.contains(&None) || self.is_disturbed() {
+        if targets.contains(&None) || known.is_in_doubt() {
             // What cannot be had anew stays as it was.
             let stale = world.bundles[bundle].targets(link, known.stale_since);
             targets.extend(stale.into_iter().filter(Option::is_some));
@@ -199,7 +281,7 @@ impl Model {
             meaning.errors.clone_from(&self.lookup_errors);
         }
         if (!known.answered || is_lost)
-            && self.is_disturbed()
+            && known.is_in_doubt()
             && matches!(link, Link::Latest | Link::Range)
         {
             // The best that is cached.
@@ -226,7 +308,7 @@ impl Model {
             return BTreeSet::new();
         }
         let mut errors = self.read_errors.clone();
-        if self.is_disturbed() && self.wrong.contains(&digest) {
+        if !errors.is_empty() && self.wrong.contains(&digest) {
             // There is one, and it is wrong.
             errors.insert(libc::EIO);
         }
@@ -235,14 +317,14 @@ impl Model {
 
     /// A moving name was seen to lead to this version.
     pub(crate) fn saw_target(&mut self, world: &World, bundle: usize, link: Link, version: usize) {
-        // Otherwise it may have been the best that is cached.
-        if self.is_disturbed() {
-            return;
-        }
         let Some(known) = self.links.get_mut(&(bundle, link)) else {
             return;
         };
-        known.answered = true;
+        // It may have been the best that is cached.
+        if known.is_in_doubt() {
+            return;
+        }
+        known.answered = !known.damaged;
         let since = known.since.unwrap_or(world.now);
         let first = world.bundles[bundle].first(link, since, version);
         known.since = Some(first);
@@ -263,7 +345,9 @@ impl Model {
 
     /// A version was looked into.
     pub(crate) fn saw_version(&mut self, bundle: usize, version: usize) {
-        self.manifests.insert((bundle, version));
+        if !self.damaged_manifests.contains(&(bundle, version)) {
+            self.manifests.insert((bundle, version));
+        }
     }
 
     /// A file was read.

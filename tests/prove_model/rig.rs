@@ -9,19 +9,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use musherfs::mount::keeper;
+use musherfs::source::breaker::LONGEST_PAUSE;
 use rustix::fs::{Advice, XattrFlags};
 use rustix::process::{Signal, kill_process};
 
 use crate::keeper_harness::house::{House, await_end, pid};
-use crate::model::{Meaning, Model, link_of};
-use crate::steps::{Attribute, Damage, Fault, Name, Place, Question, Step, Write};
+use crate::model::{About, Meaning, Model, link_of};
+use crate::steps::{Attribute, Damage, Fault, Kept, Name, Place, Question, Step, Write};
 use crate::support::registry::{self as faults, Effect, TestRegistry};
-use crate::world::{BUNDLES, Entry, PATHS, TAGS, World, digest};
-
-/// What the mount may take for one request; a question is a few of them.
-const TIMEOUT: &str = "20s";
-/// Nothing takes longer, or it is never answered.
-const LIMIT: Duration = Duration::from_secs(120);
+use crate::world::{BUNDLES, Entry, LINKS, Link, PATHS, TAGS, World, digest};
 
 /// What a system call said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +48,9 @@ pub(crate) struct Tally {
     pub(crate) steps: u64,
     pub(crate) answers: u64,
     pub(crate) faulty: u64,
+    pub(crate) faults: u64,
+    pub(crate) recoveries: u64,
+    pub(crate) damages: u64,
     pub(crate) mounts: u64,
     pub(crate) kills: u64,
     pub(crate) slowest_ms: u64,
@@ -62,6 +61,9 @@ impl Tally {
         self.steps += other.steps;
         self.answers += other.answers;
         self.faulty += other.faulty;
+        self.faults += other.faults;
+        self.recoveries += other.recoveries;
+        self.damages += other.damages;
         self.mounts += other.mounts;
         self.kills += other.kills;
         self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
@@ -94,9 +96,14 @@ impl Caller {
         Self { work, seen }
     }
 
-    fn call(&self, work: impl FnOnce() -> io::Result<Seen> + Send + 'static) -> Option<Seen> {
+    /// `None` if there is no answer within `limit`; it is of no use from then on.
+    fn call(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> io::Result<Seen> + Send + 'static,
+    ) -> Option<Seen> {
         self.work.send(Box::new(work)).unwrap();
-        self.seen.recv_timeout(LIMIT).ok()
+        self.seen.recv_timeout(limit).ok()
     }
 }
 
@@ -107,11 +114,17 @@ pub(crate) struct Rig {
     caller: Caller,
     /// The numbers of everything immutable, by path.
     inodes: HashMap<PathBuf, u64>,
+    /// What the mount may take for one request.
+    deadline: Duration,
+    /// What any answer may take. It may be for a few requests, but the first that takes all of its
+    /// time fails, or lets the others be told at once that nobody answers.
+    limit: Duration,
     tally: Tally,
 }
 
 impl Rig {
-    pub(crate) fn new() -> Self {
+    /// One whose mount may take so long for a request, and whose machine so much longer.
+    pub(crate) fn new(deadline: Duration, slack: Duration) -> Self {
         let house = House::of(TestRegistry::start());
         let world = World::new(&house.registry);
         let rig = Self {
@@ -120,6 +133,8 @@ impl Rig {
             house,
             caller: Caller::new(),
             inodes: HashMap::new(),
+            deadline,
+            limit: deadline + slack,
             tally: Tally::default(),
         };
         rig.mount();
@@ -132,13 +147,14 @@ impl Rig {
     }
 
     fn mount(&self) {
+        let timeout = format!("{}s", self.deadline.as_secs());
         self.house.mount_with(&[
             "--namespace=acme,nord",
             "-ouser_xattr",
             "--metadata-timeout",
-            TIMEOUT,
+            &timeout,
             "--content-timeout",
-            TIMEOUT,
+            &timeout,
         ]);
     }
 
@@ -162,8 +178,11 @@ impl Rig {
             if !entry.file_type().is_file() {
                 continue;
             }
-            let mut json: serde_json::Value =
-                serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap();
+            let bytes = fs::read(entry.path()).unwrap();
+            // What is damaged says nothing that could be old.
+            let Ok(mut json) = serde_json::from_slice::<serde_json::Value>(&bytes) else {
+                continue;
+            };
             json["expiresAt"] = 1.0.into();
             fs::write(entry.path(), json.to_string()).unwrap();
         }
@@ -192,14 +211,18 @@ impl Rig {
                 version,
             } => self.world.tag(&self.house.registry, bundle, tag, version),
             Step::Ask(question, place) => return self.ask(question, place),
-            Step::Damage { which, how } => self.damage(which, how),
+            Step::Damage { what, which, how } => self.damage(what, which, how),
             Step::Break(fault) => self.disturb(fault),
             Step::Mend { remount } => {
                 if self.model.fault.take().is_some() {
+                    // Whoever still waits for an answer asks again.
+                    self.house.registry.stop();
                     self.house.registry.clear_faults();
                     self.house.registry.restart();
                     if remount {
                         self.remount(true);
+                    } else {
+                        self.await_recovery()?;
                     }
                 }
             }
@@ -235,52 +258,133 @@ impl Rig {
         registry.clear_faults();
         registry.restart();
         let all = |effect| registry.fault(faults::Fault::new(effect));
+        let content = |effect| registry.fault(faults::Fault::new(effect).on_content());
         match fault {
             Fault::Down => registry.stop(),
             Fault::Missing => all(Effect::Status(404)),
             Fault::Refused => all(Effect::Status(401)),
             Fault::Garbage => all(Effect::Garbage),
-            Fault::WrongBytes => {
-                registry.fault(faults::Fault::new(Effect::WrongBytes).on_content());
-            }
+            Fault::WrongBytes => content(Effect::WrongBytes),
+            Fault::Delay => all(Effect::Delay(Duration::from_millis(50))),
+            Fault::Stall => all(Effect::Hang),
+            Fault::Trickle => content(Effect::Trickle(Duration::from_secs(1))),
+            Fault::Truncate => all(Effect::Truncate(5)),
         }
+        self.tally.faults += 1;
         self.model.begin(fault);
     }
 
-    fn damage(&mut self, which: usize, how: Damage) {
-        let cached: Vec<Vec<u8>> = self
-            .world
-            .contents()
-            .into_iter()
-            .filter(|bytes| self.blob(bytes).exists())
-            .collect();
+    /// Asks for what there never was, under ever new names, until the registry says so: the mount may
+    /// leave it alone for a while after a fault, but not for ever.
+    fn await_recovery(&mut self) -> Result<(), String> {
+        let longest = LONGEST_PAUSE + self.limit;
+        let start = Instant::now();
+        for number in 0.. {
+            let name = format!("never-{}-{number}@1.0.0", self.tally.recoveries);
+            let seen = self.put(Question::Stat, &self.house.dir.join("acme").join(name));
+            if seen == Some(Seen::Error(libc::ENOENT)) && self.is_source_up() {
+                break;
+            }
+            if start.elapsed() > longest {
+                return Err(format!("not asked again within {longest:?}: {seen:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.tally.recoveries += 1;
+        self.model.recovered();
+        Ok(())
+    }
+
+    /// Whether the daemon says that it asks its source.
+    fn is_source_up(&self) -> bool {
+        let output = self.house.run(["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        status[0]["sources"][0]["state"] == "up"
+    }
+
+    fn damage(&mut self, what: Kept, which: usize, how: Damage) {
+        let mut cached = self.cached(what);
         if cached.is_empty() {
             return;
         }
-        let content = &cached[which % cached.len()];
-        let path = self.blob(content);
-        let open = || OpenOptions::new().read(true).write(true).open(&path);
-        let length = content.len();
+        let (path, about) = cached.swap_remove(which % cached.len());
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .unwrap()
+        };
+        let length = fs::metadata(&path).unwrap().len();
         match how {
             Damage::Flip => {
-                let at = (which / 7 % length) as u64;
-                let file = open().unwrap();
+                let at = (which / 7) as u64 % length.max(1);
+                let file = open();
                 let mut byte = [0];
-                // It may be damaged already, and shorter.
+                // It may be empty, after an earlier damage.
                 if file.read_at(&mut byte, at).unwrap() == 1 {
                     file.write_at(&[byte[0] ^ 0x20], at).unwrap();
                 }
             }
-            Damage::Truncate => open().unwrap().set_len((length / 2) as u64).unwrap(),
-            Damage::Extend => open().unwrap().set_len((length + 7) as u64).unwrap(),
+            Damage::Truncate => open().set_len(length / 2).unwrap(),
+            Damage::Extend => open().set_len(length + 7).unwrap(),
             Damage::Remove => fs::remove_file(&path).unwrap(),
             Damage::Replace => {
                 let other = path.with_extension("other");
-                fs::write(&other, content.to_ascii_uppercase()).unwrap();
+                let bytes = fs::read(&path).unwrap().to_ascii_uppercase();
+                fs::write(&other, bytes).unwrap();
                 fs::rename(&other, &path).unwrap();
             }
         }
-        self.model.damaged(digest(content));
+        self.tally.damages += 1;
+        self.model.damaged(about);
+    }
+
+    /// The files of one kind that there are in the cache, and what they are about.
+    fn cached(&self, what: Kept) -> Vec<(PathBuf, About)> {
+        let host = self.house.registry.host_id();
+        let of = |bundle: usize| {
+            let (namespace, slug) = BUNDLES[bundle];
+            Path::new(&host).join(namespace).join(slug)
+        };
+        let manifests = |ending: &str| {
+            let versions = self.world.versions();
+            let named = versions.map(|(bundle, version)| {
+                let path = of(bundle).join(format!("1.{version}.0{ending}"));
+                let path = self.cache().join("manifests").join(path);
+                (path, About::Version(bundle, version))
+            });
+            named.collect()
+        };
+        let mut files: Vec<(PathBuf, About)> = match what {
+            Kept::Blob => {
+                let contents = self.world.contents().into_iter();
+                let named =
+                    contents.map(|bytes| (self.blob(&bytes), About::Content(digest(&bytes))));
+                named.collect()
+            }
+            Kept::Manifest => manifests(".json"),
+            Kept::Sidecar => manifests(".meta.json"),
+            Kept::Ref => {
+                let links = (0..BUNDLES.len()).flat_map(|bundle| LINKS.map(|link| (bundle, link)));
+                let named = links.map(|(bundle, link)| {
+                    let name = match link {
+                        Link::Latest => "latest",
+                        Link::Tag(tag) => TAGS[tag],
+                        Link::Range => "^1",
+                        Link::NoRange => "^9",
+                    };
+                    let path = of(bundle).join(format!("{name}.json"));
+                    (
+                        self.cache().join("refs").join(path),
+                        About::Link(bundle, link),
+                    )
+                });
+                named.collect()
+            }
+        };
+        files.retain(|(path, _)| path.exists());
+        files
     }
 
     fn blob(&self, content: &[u8]) -> PathBuf {
@@ -310,18 +414,27 @@ impl Rig {
     fn ask(&mut self, question: Question, place: Place) -> Result<(), String> {
         let path = self.path(place);
         let meaning = self.model.meaning(&self.world, place.bundle, place.name);
-        let start = Instant::now();
-        let seen = self.put(question, &path);
-        let took = u64::try_from(start.elapsed().as_millis()).unwrap();
-        self.tally.slowest_ms = self.tally.slowest_ms.max(took);
+        let mut seen = self.timed(question, &path)?;
+        while let (Question::Read { .. }, Seen::Error(errno)) = (question, &seen)
+            && self.model.is_remembered(*errno)
+        {
+            std::thread::sleep(Duration::from_millis(100));
+            seen = self.timed(question, &path)?;
+        }
         self.tally.answers += 1;
         self.tally.faulty += u64::from(self.model.is_disturbed());
-        let Some(seen) = seen else {
-            return Err(format!("no answer within {LIMIT:?}"));
-        };
         self.compare(question, place, &path, &meaning, &seen)?;
         self.learn(question, place, &meaning, &seen);
         Ok(())
+    }
+
+    /// Asks the kernel, which has to answer in time.
+    fn timed(&mut self, question: Question, path: &Path) -> Result<Seen, String> {
+        let start = Instant::now();
+        let seen = self.put(question, path);
+        let took = u64::try_from(start.elapsed().as_millis()).unwrap();
+        self.tally.slowest_ms = self.tally.slowest_ms.max(took);
+        seen.ok_or_else(|| format!("no answer within {:?}", self.limit))
     }
 
     /// Asks the kernel.
@@ -331,7 +444,7 @@ impl Rig {
             .ancestors()
             .find(|above| above.parent() == Some(&self.house.dir));
         let namespace = namespace.unwrap().to_owned();
-        self.caller.call(move || match question {
+        self.caller.call(self.limit, move || match question {
             Question::Stat => {
                 let meta = fs::symlink_metadata(&path)?;
                 let kind = match meta.permissions().mode() {
@@ -579,6 +692,11 @@ impl Rig {
         match seen {
             Seen::Error(libc::ENOENT) => {
                 self.model.saw_absence(&self.world, bundle, name);
+                // Which may have been that of what the name leads to.
+                for version in &meaning.versions {
+                    let name = Name::Version(*version);
+                    self.model.saw_absence(&self.world, bundle, name);
+                }
             }
             Seen::Text(target) if question == Question::Readlink => {
                 let version = World::version_of(target).unwrap();

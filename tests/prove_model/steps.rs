@@ -26,8 +26,9 @@ pub(crate) enum Step {
     },
     /// Somebody asks the mount.
     Ask(Question, Place),
-    /// Something happens to a cached blob.
+    /// Something happens to a file of the cache.
     Damage {
+        what: Kept,
         which: usize,
         how: Damage,
     },
@@ -111,6 +112,16 @@ pub(crate) enum Name {
     Nothing,
 }
 
+/// The kinds of files in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Blob,
+    Manifest,
+    /// What says how old a manifest is.
+    Sidecar,
+    Ref,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
     /// A byte changes, in place.
@@ -134,6 +145,14 @@ pub(crate) enum Fault {
     Garbage,
     /// Contents are other bytes.
     WrongBytes,
+    /// All is well, and takes its time.
+    Delay,
+    /// Nothing is answered.
+    Stall,
+    /// Contents come a byte a second.
+    Trickle,
+    /// Answers break off.
+    Truncate,
 }
 
 /// How many versions there may be of a bundle.
@@ -201,12 +220,23 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         Just(Damage::Remove),
         Just(Damage::Replace),
     ];
+    let kept = prop_oneof![
+        5 => Just(Kept::Blob),
+        2 => Just(Kept::Manifest),
+        1 => Just(Kept::Sidecar),
+        2 => Just(Kept::Ref),
+    ];
+    // Those in which somebody waits are rarer, or most of the time would be theirs.
     let fault = prop_oneof![
+        3 => Just(Fault::Missing),
+        3 => Just(Fault::Refused),
+        3 => Just(Fault::Garbage),
+        4 => Just(Fault::WrongBytes),
+        2 => Just(Fault::Delay),
         1 => Just(Fault::Down),
-        2 => Just(Fault::Missing),
-        2 => Just(Fault::Refused),
-        2 => Just(Fault::Garbage),
-        3 => Just(Fault::WrongBytes),
+        1 => Just(Fault::Stall),
+        1 => Just(Fault::Trickle),
+        1 => Just(Fault::Truncate),
     ];
     prop_oneof![
         160 => (question(), place()).prop_map(|(question, place)| Step::Ask(question, place)),
@@ -218,7 +248,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(bundle, version)| Step::Unyank { bundle, version }),
         4 => (bundle, 0..2_usize, version)
             .prop_map(|(bundle, tag, version)| Step::Tag { bundle, tag, version }),
-        10 => (any::<usize>(), damage).prop_map(|(which, how)| Step::Damage { which, how }),
+        12 => (kept, any::<usize>(), damage)
+            .prop_map(|(what, which, how)| Step::Damage { what, which, how }),
         2 => fault.prop_map(Step::Break),
         4 => any::<bool>().prop_map(|remount| Step::Mend { remount }),
         2 => any::<bool>().prop_map(|expired| Step::Remount { expired }),

@@ -40,7 +40,7 @@ pub(crate) enum Link {
     NoRange,
 }
 
-const LINKS: [Link; 5] = [
+pub(crate) const LINKS: [Link; 5] = [
     Link::Latest,
     Link::Tag(0),
     Link::Tag(1),
@@ -261,6 +261,13 @@ impl World {
                 history.push((self.now, target));
             }
         }
+    }
+
+    /// All versions that there are: bundle and number.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = (usize, usize)> {
+        let bundles = self.bundles.iter().enumerate();
+        bundles
+            .flat_map(|(bundle, it)| (0..it.versions.len()).map(move |version| (bundle, version)))
     }
 
     /// All contents that there are, for damaging what is cached of them.

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::support::fault_server::{FaultServer, Reply, Request, authority};
+use crate::dns::{NameServer, Word};
+use crate::support::fault_server::{FaultServer, HOST, Reply, Request, authority};
 use crate::support::registry::TestRegistry;
 
 /// What happens to every answer.
@@ -40,12 +41,14 @@ pub(crate) enum Fault {
     GzipBomb,
     /// The connection is made, and no word of TLS is answered.
     TlsStall,
-    /// Nobody knows the registry's address.
+    /// The name server says that there is no such name.
     DnsDead,
+    /// The name server says nothing.
+    DnsStall,
 }
 
 /// All of them.
-pub(crate) const FAULTS: [Fault; 13] = [
+pub(crate) const FAULTS: [Fault; 14] = [
     Fault::Unavailable,
     Fault::Forbidden,
     Fault::Delay,
@@ -59,7 +62,15 @@ pub(crate) const FAULTS: [Fault; 13] = [
     Fault::GzipBomb,
     Fault::TlsStall,
     Fault::DnsDead,
+    Fault::DnsStall,
 ];
+
+impl Fault {
+    /// Whether it strikes whoever asks for the registry's address.
+    pub(crate) fn is_of_names(self) -> bool {
+        matches!(self, Self::DnsDead | Self::DnsStall)
+    }
+}
 
 /// Longer than any deadline here.
 const LATE: Duration = Duration::from_secs(12);
@@ -83,6 +94,8 @@ pub(crate) struct Proxy {
     state: Arc<State>,
     http: FaultServer,
     front: Option<Front>,
+    /// Who knows its address, if it goes by a name.
+    pub(crate) names: Option<NameServer>,
     /// What its certificate is vouched for by, if it speaks TLS.
     pub(crate) authority: Option<String>,
 }
@@ -95,17 +108,29 @@ impl Proxy {
             http: FaultServer::start(handler(&state, registry)),
             state,
             front: None,
+            names: None,
             authority: None,
         }
     }
 
-    /// In front of `registry`, over TLS.
-    pub(crate) fn with_tls(registry: &Arc<TestRegistry>) -> Self {
+    /// In front of `registry`, where `fault` can strike.
+    pub(crate) fn for_fault(registry: &Arc<TestRegistry>, fault: Fault) -> Self {
+        if fault != Fault::TlsStall && !fault.is_of_names() {
+            return Self::of(registry);
+        }
         let state = Arc::<State>::default();
         let (authority, config) = authority();
         let http = FaultServer::start_tls(config, handler(&state, registry));
         Self {
             front: Some(Front::start(&state, http.address())),
+            names: fault.is_of_names().then(|| {
+                let state = Arc::clone(&state);
+                NameServer::start(move || match *state.fault.lock().unwrap() {
+                    Some(Fault::DnsDead) => Word::Unknown,
+                    Some(Fault::DnsStall) => Word::Silence,
+                    _ => Word::Here,
+                })
+            }),
             http,
             state,
             authority: Some(authority),
@@ -114,9 +139,10 @@ impl Proxy {
 
     /// What clients are told.
     pub(crate) fn url(&self) -> String {
-        match &self.front {
-            Some(front) => format!("https://{}", front.address),
-            None => self.http.url(),
+        match (&self.front, &self.names) {
+            (Some(front), Some(_)) => format!("https://{HOST}:{}", front.address.port()),
+            (Some(front), None) => format!("https://{}", front.address),
+            (None, _) => self.http.url(),
         }
     }
 
@@ -127,7 +153,17 @@ impl Proxy {
 
     /// How many requests have arrived.
     pub(crate) fn requests(&self) -> usize {
-        self.http.requests().len()
+        self.http.count(|_| true)
+    }
+
+    /// How often somebody came to where the fault strikes, on the way to something whose path contains
+    /// `text`: what comes before HTTP says nothing of that.
+    pub(crate) fn met(&self, text: &str) -> usize {
+        match (&self.names, &self.front) {
+            (Some(names), _) => names.asked(),
+            (None, Some(front)) => front.accepted.load(Ordering::SeqCst),
+            (None, None) => self.http.count(|request| request.target.contains(text)),
+        }
     }
 }
 
@@ -209,6 +245,7 @@ fn spoil(reply: Reply, fault: Option<Fault>) -> Reply {
 /// Takes connections before TLS does.
 struct Front {
     address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
     stopping: Arc<AtomicBool>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -217,9 +254,10 @@ impl Front {
     fn start(state: &Arc<State>, to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let stopping = Arc::<AtomicBool>::default();
+        let (accepted, stopping) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let accepting = std::thread::spawn({
-            let (state, stopping) = (Arc::clone(state), Arc::clone(&stopping));
+            let state = Arc::clone(state);
+            let (accepted, stopping) = (Arc::clone(&accepted), Arc::clone(&stopping));
             move || {
                 let mut held = Vec::new();
                 for stream in listener.incoming() {
@@ -227,6 +265,7 @@ impl Front {
                         return;
                     }
                     let Ok(stream) = stream else { continue };
+                    accepted.fetch_add(1, Ordering::SeqCst);
                     if *state.fault.lock().unwrap() == Some(Fault::TlsStall) {
                         held.push(stream);
                     } else {
@@ -238,6 +277,7 @@ impl Front {
         });
         Self {
             address,
+            accepted,
             stopping,
             accepting: Some(accepting),
         }

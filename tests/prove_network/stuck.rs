@@ -10,10 +10,10 @@ use crate::support::mount::{TestMount, forget_pages, read};
 use crate::support::prove::Proof;
 use crate::support::registry::{RouteKind, TestRegistry};
 
-/// Reads a cached file so often, past the kernel's cache; how long each took, sorted.
+/// Reads a cached file so often, past the kernel's cache; how long each took.
 fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
     let path = mount.path("acme/kit@1.0.0/cached.md");
-    let mut took: Vec<Duration> = (0..times)
+    (0..times)
         .map(|_| {
             forget_pages(&path);
             let start = Instant::now();
@@ -22,12 +22,12 @@ fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
             assert_eq!(seen.unwrap(), b"cached\n");
             time
         })
-        .collect();
-    took.sort();
-    took
+        .collect()
 }
 
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+fn percentile(of: &[Duration], percent: usize) -> f64 {
+    let mut sorted = of.to_vec();
+    sorted.sort();
     sorted[sorted.len() * percent / 100].as_secs_f64() * 1e6
 }
 
@@ -38,10 +38,12 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     }
     let proof = Proof::start(
         "a stuck source delays no cached read: p50 ≤ 1.2 ×, p99 ≤ 2 × with 500 readers stuck",
-        "cached files past the kernel's cache, before and while readers of cold files hang",
+        "cached files past the kernel's cache, while readers of cold files hang, before and after; all \
+         reads of all rounds taken together",
     );
     let readers = proof.pick(100, 500);
-    let (rounds, times) = proof.pick((1, 200), (5, 4000));
+    // Many short rounds: what else the machine does then falls on both sides.
+    let (rounds, times) = proof.pick((1, 200), (20, 1000));
     let registry = Arc::new(TestRegistry::start());
     let contents: Vec<(String, Vec<u8>)> = (0..readers * rounds)
         .map(|n| {
@@ -66,9 +68,9 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     );
     measure(&mount, 100);
 
-    let mut ratios = Vec::new();
+    let (mut free, mut busy) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let free = measure(&mount, times);
+        free.extend(measure(&mount, times / 2));
         registry.clear_log();
         let gate = registry.hold(RouteKind::Asset);
         let stuck: Vec<_> = (0..readers)
@@ -91,7 +93,7 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
         let cached = mount.path("acme/kit@1.0.0/cached.md");
         forget_pages(&cached);
         assert_eq!(read(&cached), Ok(b"cached\n".to_vec()));
-        let busy = measure(&mount, times);
+        busy.extend(measure(&mount, times));
         assert!(stuck.iter().all(|reader| !reader.is_finished()));
         gate.open();
         registry.clear_faults();
@@ -99,23 +101,10 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
             let n = round * readers + n;
             assert_eq!(reader.join().unwrap(), format!("cold {n}\n").into_bytes());
         }
-        let ratio = |percent| percentile(&busy, percent) / percentile(&free, percent);
-        eprintln!(
-            "round {round}: p50 {:.0} µs × {:.2}, p99 {:.0} µs × {:.2}",
-            percentile(&free, 50),
-            ratio(50),
-            percentile(&free, 99),
-            ratio(99)
-        );
-        ratios.push((ratio(50), ratio(99)));
+        free.extend(measure(&mount, times / 2));
     }
-    // The median round: other programs run here, too.
-    let median = |mut of: Vec<f64>| {
-        of.sort_by(f64::total_cmp);
-        of[of.len() / 2]
-    };
-    let p50 = median(ratios.iter().map(|(p50, _)| *p50).collect());
-    let p99 = median(ratios.iter().map(|(_, p99)| *p99).collect());
+    let ratio = |percent| percentile(&busy, percent) / percentile(&free, percent);
+    let (p50, p99) = (ratio(50), ratio(99));
     if proof.is_long() {
         assert!(p50 <= 1.2 && p99 <= 2.0, "p50 × {p50:.2}, p99 × {p99:.2}");
     }
@@ -123,7 +112,9 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     proof.held(json!({
         "readers stuck": readers,
         "reads measured": rounds * times,
+        "µs p50 without them": percentile(&free, 50),
         "× p50": format!("{p50:.2}"),
+        "µs p99 without them": percentile(&free, 99),
         "× p99": format!("{p99:.2}"),
     }));
 }

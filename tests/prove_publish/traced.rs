@@ -1,4 +1,9 @@
 //! Which system calls a program makes, and killing it at one of them.
+//!
+//! strace counts the calls of each thread by itself. Where several threads get to the same number, the
+//! first to do so is hit: the main thread, if it is a call that every program makes when it starts. So
+//! who wants a certain thread has it count higher than the others; and of a program as it is, a point
+//! is tried as often as there are threads that get to it, and chance has them take turns.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,12 +26,13 @@ impl fmt::Display for Point {
 }
 
 impl Point {
-    /// Whether it is about files, and not memory, threads or sockets.
-    pub(crate) fn concerns_files(&self) -> bool {
+    /// Whether it is about files. A kill at a call about memory, threads or sockets is the same to the
+    /// cache as one at the next that is.
+    fn concerns_files(&self) -> bool {
         const CALLS: &str = "close copy_file_range dup fallocate fchmod fcntl flock fstat fstatfs \
-            fsync ftruncate getdents64 linkat lseek mkdir mkdirat newfstatat openat openat2 pread64 \
-            preadv2 pwrite64 read readlinkat rename renameat renameat2 statfs statx symlinkat \
-            unlink unlinkat utimensat write writev";
+            fsync ftruncate getdents64 linkat lseek mkdir mkdirat newfstatat open openat openat2 \
+            pread64 preadv2 pwrite64 read readlink readlinkat rename renameat renameat2 rmdir stat \
+            statfs statx symlinkat unlink unlinkat utimensat write writev";
         CALLS.split_whitespace().any(|call| call == self.call)
     }
 }
@@ -63,8 +69,8 @@ fn strace(options: &[&str], command: &Command) -> Command {
     traced
 }
 
-/// Every call that `command` makes, which must succeed; those of one thread between two calls that
-/// name `window`, where it is given.
+/// Every call that `command` makes, which must succeed, once for each thread that makes it; those of
+/// one thread between two calls that name `window`, where it is given, and which no other gets to.
 pub(crate) fn points(command: &Command, window: Option<(&str, &str)>) -> Vec<Point> {
     let log = tempfile::NamedTempFile::new().unwrap();
     let file = log.path().to_str().unwrap();
@@ -114,15 +120,46 @@ pub(crate) fn points(command: &Command, window: Option<(&str, &str)>) -> Vec<Poi
             number: *count,
         });
     }
-    // Several threads may have got to the same number.
-    found.sort();
-    found.dedup();
+    found.retain(Point::concerns_files);
+    for ((thread, name), count) in &counts {
+        let is_first = |point: &Point| point.call == **name && point.number <= *count;
+        if inside.is_some_and(|inside| inside != *thread)
+            && let Some(point) = found.iter().find(|point| is_first(point))
+        {
+            panic!("{point}: {count} such calls of another thread, which is killed instead");
+        }
+    }
     found
 }
 
-/// Runs `command` and has it killed when a thread of it gets to `point`, before the call is made.
-/// Whether it got there.
-pub(crate) fn killed_at(command: &Command, point: &Point) -> bool {
+/// What each of the runs has. What only some have, about sockets, may never be got to again.
+pub(crate) fn in_each(runs: [Vec<Point>; 3]) -> Vec<Point> {
+    let [mut all, others @ ..] = runs;
+    for mut other in others {
+        all.retain(|point| {
+            let found = other.iter().position(|one| one == point);
+            found.map(|found| other.swap_remove(found)).is_some()
+        });
+    }
+    all
+}
+
+/// Has what `start` starts killed when a thread of it gets to `point`, before the call is made. What
+/// `start` said beside the command of that time.
+///
+/// Started anew, and all of it, while nobody gets there: not all threads do the same each time.
+pub(crate) fn killed_at<T>(point: &Point, mut start: impl FnMut() -> (Command, T)) -> T {
+    const ATTEMPTS: usize = 40;
+    for _ in 0..ATTEMPTS {
+        let (command, beside) = start();
+        if is_killed_at(&command, point) {
+            return beside;
+        }
+    }
+    panic!("{point}: nobody got there, {ATTEMPTS} times");
+}
+
+fn is_killed_at(command: &Command, point: &Point) -> bool {
     let trace = format!("trace={}", point.call);
     let inject = format!("inject={}:signal=KILL:when={}", point.call, point.number);
     // Not with --seccomp-bpf: it does not count what it lets through.

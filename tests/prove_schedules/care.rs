@@ -10,13 +10,16 @@ use musherfs::care::{pins, recency};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use serde_json::json;
 
 use crate::cache::Gate as _;
 use crate::digest::Digest;
 use crate::explore;
 use crate::prove::Proof;
-use crate::sync::between;
+use crate::sync::{advance, between, given_up};
 use quota::Quota;
 use recency::Recency;
 
@@ -32,6 +35,15 @@ fn private_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 const BLOB: u64 = 8192;
 /// Three blobs have room, and not four.
 const MAX: u64 = 3 * BLOB + 4096;
+
+/// All that is ever downloaded: content, and name in hexadecimal digits.
+static BLOBS: LazyLock<[(Vec<u8>, String); 9]> = LazyLock::new(|| {
+    std::array::from_fn(|number| {
+        let content = vec![u8::try_from(number).unwrap(); usize::try_from(BLOB).unwrap()];
+        let hex = Digest::of(&content).hex();
+        (content, hex)
+    })
+});
 
 pub(crate) struct Machine(tempfile::TempDir);
 
@@ -56,11 +68,17 @@ impl Machine {
         Quota::new(&state, &root, MAX, Arc::new(Recency::new(&state, &root)))
     }
 
+    fn blob(&self, hex: &str) -> PathBuf {
+        let blobs = self.root().join("blobs/sha256");
+        blobs.join(&hex[..2]).join(hex)
+    }
+
     /// What the blobs take.
     fn used(&self) -> u64 {
-        let files = walkdir::WalkDir::new(self.root()).into_iter();
-        let files = files.filter_map(|entry| entry.ok()?.metadata().ok());
-        files.filter(|meta| meta.is_file()).map(|it| it.len()).sum()
+        let sizes = BLOBS
+            .iter()
+            .filter_map(|(_, hex)| self.blob(hex).metadata().ok());
+        sizes.map(|it| it.len()).sum()
     }
 
     fn ledger(&self) -> u64 {
@@ -68,47 +86,64 @@ impl Machine {
         u64::from_le_bytes(bytes.try_into().unwrap())
     }
 
-    /// Puts a blob into the cache as a download does: room first, then the file.
-    fn download(&self, quota: &Quota, number: u64) {
-        let content = vec![u8::try_from(number).unwrap(); usize::try_from(BLOB).unwrap()];
-        let hex = Digest::of(&content).hex();
-        let dir = self.root().join("blobs/sha256").join(&hex[..2]);
+    /// Puts a blob into the cache as a download does: room first, then the file. Or does not keep it,
+    /// where others have the ledger for too long.
+    fn download(&self, quota: &Quota, number: usize) -> bool {
+        let (content, hex) = &BLOBS[number];
+        let blob = self.blob(hex);
+        let mut is_kept = false;
         let grown = quota.grow(BLOB, &mut || {
-            std::fs::create_dir_all(&dir)?;
+            is_kept = true;
+            std::fs::create_dir_all(blob.parent().unwrap())?;
             between();
-            std::fs::write(dir.join(&hex), &content)
+            std::fs::write(&blob, content)
         });
-        grown.unwrap();
         let used = self.used();
         assert!(used <= MAX, "{used} bytes of {MAX}");
+        match grown {
+            Ok(()) => assert!(is_kept),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+                assert!(!is_kept, "it was kept without room");
+            }
+        }
+        is_kept
     }
 }
 
 #[test]
 fn whatever_the_order_the_limit_holds_and_everybody_gets_room() {
     let proof = Proof::start(
-        "the cache's limit holds at every moment, whoever fills it",
-        "the quota's own code under a scheduler; processes reserve, evict and settle in one cache",
+        "the cache's limit holds at every moment, whoever fills it, and nobody waits for long",
+        "the quota's own code under a scheduler; processes reserve, evict and settle in one cache, \
+         and some wait no longer",
     );
-    let schedules = proof.pick(2_000, 30_000);
-    explore(proof, schedules, || {
+    let schedules = proof.pick(10_000, 50_000);
+    explore(&proof, schedules, || {
         let machine = Arc::new(Machine::new());
-        let processes: Vec<_> = (0..3)
-            .map(|process| {
-                let machine = Arc::clone(&machine);
-                shuttle::thread::spawn(move || {
-                    let quota = machine.process();
-                    for number in 0..2 {
-                        machine.download(&quota, 1 + process * 2 + number);
-                    }
-                    if process == 0 {
-                        quota.settle();
-                    }
-                })
+        let processes = [0, 1, 2].map(|process| {
+            let machine = Arc::clone(&machine);
+            shuttle::thread::spawn(move || {
+                let quota = Arc::new(machine.process());
+                let settling = (process == 0).then(|| {
+                    let quota = Arc::clone(&quota);
+                    shuttle::thread::spawn(move || quota.settle())
+                });
+                for number in 0..2 {
+                    machine.download(&quota, process * 2 + number);
+                }
+                if let Some(settling) = settling {
+                    settling.join().unwrap();
+                }
+                quota
             })
-            .collect();
-        for process in processes {
-            process.join().unwrap();
+        });
+        // Who has given up waits for nobody until then.
+        advance(Duration::from_secs(3600));
+        let quotas = processes.map(|process| process.join().unwrap());
+        // Also whoever gave up gets room when nobody else has the ledger.
+        for (quota, number) in quotas.iter().zip(6..) {
+            assert!(machine.download(quota, number), "there is room");
         }
         assert!(machine.used() <= MAX);
         assert!(
@@ -117,4 +152,6 @@ fn whatever_the_order_the_limit_holds_and_everybody_gets_room() {
         );
         assert!(machine.ledger() <= MAX);
     });
+    assert!(given_up() > 0, "everybody always got the ledger");
+    proof.held(json!({"schedules": schedules, "ledgers not had in time": given_up()}));
 }

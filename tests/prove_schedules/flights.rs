@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use shuttle::future::{block_on, spawn, yield_now};
 
 use crate::explore;
@@ -54,7 +55,7 @@ fn whatever_the_order_one_computes_all_are_answered_and_nothing_is_remembered() 
         "single_flight's own code under a scheduler; callers join, give up and ask again",
     );
     let schedules = proof.pick(10_000, 200_000);
-    explore(proof, schedules, || {
+    explore(&proof, schedules, || {
         let flights = Arc::new(SingleFlight::<u8, usize>::default());
         let work = Arc::new(Work::default());
         block_on(async move {
@@ -76,4 +77,5 @@ fn whatever_the_order_one_computes_all_are_answered_and_nothing_is_remembered() 
             assert_eq!(number, before, "a question after all answers is a new one");
         });
     });
+    proof.held(json!({"schedules": schedules}));
 }

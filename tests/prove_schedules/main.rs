@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+mod breaker;
 mod care;
 mod flights;
 mod locks;
@@ -18,22 +19,23 @@ mod prove;
 #[path = "../../src/single_flight.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod single_flight;
-mod source;
 #[allow(dead_code, unreachable_pub)]
 mod sync;
 mod takeover;
 
 // What the compiled files import besides.
 use musherfs::{cache, digest, error, manifest, reference};
+mod source {
+    pub(crate) use crate::sync::Deadline;
+}
 
 use prove::Proof;
-use serde_json::json;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 
 /// Lets `scenario` happen in so many orders: half of them chosen at random at every step, half with
 /// few changes at unexpected places, which is how rare mistakes are found.
-fn explore(proof: Proof, schedules: usize, scenario: impl Fn() + Send + Sync + 'static) {
+fn explore(proof: &Proof, schedules: usize, scenario: impl Fn() + Send + Sync + 'static) {
     let scenario = std::sync::Arc::new(scenario);
     let mut config = Config::new();
     // The seed repeats it.
@@ -45,5 +47,4 @@ fn explore(proof: Proof, schedules: usize, scenario: impl Fn() + Send + Sync + '
     let few = PctScheduler::new_from_seed(proof.seed, 3, schedules - half);
     ran += Runner::new(few, config).run(move || scenario());
     assert_eq!(ran, schedules);
-    proof.held(json!({"schedules": schedules}));
 }

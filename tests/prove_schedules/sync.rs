@@ -1,9 +1,13 @@
 //! What the compiled files know as `crate::sync`: the same shapes, and every meeting is scheduled.
 
+use std::cell::Cell;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Add;
+use std::sync::Arc;
 use std::time::Duration;
+
+use shuttle::rand::{Rng as _, thread_rng};
 
 pub use shuttle::future::spawn;
 pub use shuttle::sync::{Mutex, MutexGuard, atomic};
@@ -24,16 +28,57 @@ pub async fn sleep(_: Duration) {
     shuttle::future::yield_now().await;
 }
 
+thread_local! {
+    static GIVEN_UP: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many waits have ended without what was waited for, in all schedules of this test.
+pub fn given_up() -> usize {
+    GIVEN_UP.get()
+}
+
+/// Whether whoever waits has done so for long enough: time passes as the schedule has it.
+fn has_waited_long() -> bool {
+    let has = thread_rng().gen_range(0..8) == 0;
+    GIVEN_UP.set(GIVEN_UP.get() + usize::from(has));
+    has
+}
+
 /// The lock of a file is between processes; here these are tasks of one thread, none of which may
-/// wait in the kernel for another. There is no time, so nobody loses patience.
-pub fn lock_file(file: &File, _: Duration) -> io::Result<()> {
+/// wait in the kernel for another.
+pub fn lock_file(file: &File, patience: Duration) -> io::Result<()> {
     loop {
         between();
         match file.try_lock() {
+            Err(TryLockError::WouldBlock) if patience.is_zero() || has_waited_long() => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             Err(TryLockError::WouldBlock) => shuttle::thread::yield_now(),
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) => return Ok(()),
         }
+    }
+}
+
+/// What the locks know as `crate::source::Deadline`: at every look it may have passed.
+#[derive(Clone, Default)]
+pub struct Deadline(Arc<std::sync::atomic::AtomicBool>);
+
+impl Deadline {
+    pub fn is_over(&self) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        let is_over = self.0.load(Relaxed) || has_waited_long();
+        self.0.store(is_over, Relaxed);
+        is_over
+    }
+
+    /// Whether somebody has seen that it was over.
+    pub fn has_passed(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub fn remaining(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

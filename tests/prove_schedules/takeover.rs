@@ -8,6 +8,7 @@ mod succession;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use serde_json::json;
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread::{spawn, yield_now};
 
@@ -194,7 +195,7 @@ fn whatever_the_order_no_request_is_lost_when_daemons_take_over() {
         "the keeper's own order of moves under a scheduler; daemons crash and are replaced",
     );
     let schedules = proof.pick(10_000, 200_000);
-    explore(proof, schedules, || {
+    explore(&proof, schedules, || {
         let kernel = Arc::<Kernel>::default();
         let asking = Arc::clone(&kernel);
         let readers = spawn(move || {
@@ -206,4 +207,5 @@ fn whatever_the_order_no_request_is_lost_when_daemons_take_over() {
         keep(&kernel);
         readers.join().unwrap();
     });
+    proof.held(json!({"schedules": schedules}));
 }

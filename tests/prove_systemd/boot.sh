@@ -54,7 +54,8 @@ ip link set lo up
 DESTDIR=$root PREFIX=/opt/musherfs SBINDIR=/opt/musherfs/sbin "$repository/scripts/install" "$program" >/dev/null
 cp opt/musherfs/lib/systemd/system/musherfs.service etc/systemd/system/
 echo MUSHER_API_URL=http://127.0.0.1:8787 >etc/musher/musherfs.env
-"$program" registry publish --root srv/registry "$repository/src/registry/samples/acme/code-review/1.2.0" >/dev/null
+cp -r "$repository/src/registry/samples/acme/code-review/1.2.0" opt/published
+"$program" registry publish --root srv/registry opt/published >/dev/null
 cp "$repository"/tests/prove_systemd/{scenario.sh,readers.py} opt/
 cat >etc/systemd/system/registry.service <<'UNIT'
 [Unit]

@@ -65,9 +65,9 @@ fn restarts_crashes_and_the_watchdog_are_a_pause_and_nothing_else() {
     assert_eq!(readers["errors"], json!([]), "{report}");
     assert!(readers["operations"].as_u64().unwrap() > 100, "{report}");
     proof.held(json!({
-        "restarts": restarts,
-        "kill -9": kills,
-        "hangs ended by the watchdog": stalls,
+        "restarts": report["restarts"],
+        "kill -9": report["kills"],
+        "hangs ended by the watchdog": report["stalls"],
         "reads": readers["operations"],
         "errors": 0,
         "s longest pause": readers["longest"],

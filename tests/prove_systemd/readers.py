@@ -1,4 +1,7 @@
-"""Reads in the mount until SIGTERM; then prints what went wrong and how long anybody waited."""
+"""Reads in the mount until SIGTERM; then prints what went wrong and how long anybody waited.
+
+What is right is what was published: /opt/published.
+"""
 
 import json
 import os
@@ -9,6 +12,7 @@ import time
 
 ROOT = "/mnt/musher/acme"
 VERSION = f"{ROOT}/code-review@1.2.0"
+PUBLISHED = "/opt/published"
 
 
 def content(path):
@@ -21,18 +25,24 @@ def content(path):
         os.close(descriptor)
 
 
-def files():
-    for folder, _, names in os.walk(VERSION):
-        for name in names:
-            yield os.path.join(folder, name)
+def files(root):
+    return {
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root)
+        for name in names
+    }
 
 
 def main():
-    expected = {path: content(path) for path in files()}
+    # The definition is what is published by, and not published itself.
+    published = files(PUBLISHED) - {"musher.yaml"}
+    expected = {os.path.join(VERSION, path): content(os.path.join(PUBLISHED, path)) for path in published}
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     lock = threading.Lock()
     total = {"operations": 0, "longest": 0.0, "errors": []}
+    if files(VERSION) != published:
+        total["errors"].append(f"{files(VERSION)} are there instead of {published}")
 
     def read(number):
         operations, longest, errors = 0, 0.0, []

@@ -164,7 +164,8 @@ type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 struct Shared {
     requests: Mutex<Vec<Request>>,
     arrived: Condvar,
-    connections: Mutex<Vec<TcpStream>>,
+    /// Those that are open, by number.
+    connections: Mutex<HashMap<usize, TcpStream>>,
     stopping: AtomicBool,
 }
 
@@ -222,7 +223,7 @@ impl FaultServer {
         let accepting = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
-                for stream in listener.incoming() {
+                for (number, stream) in listener.incoming().enumerate() {
                     let Ok(stream) = stream else { continue };
                     if shared.stopping.load(Ordering::SeqCst) {
                         break;
@@ -231,7 +232,7 @@ impl FaultServer {
                         .connections
                         .lock()
                         .unwrap()
-                        .push(stream.try_clone().unwrap());
+                        .insert(number, stream.try_clone().unwrap());
                     let (shared, handler, tls) =
                         (Arc::clone(&shared), Arc::clone(&handler), tls.clone());
                     std::thread::spawn(move || {
@@ -246,6 +247,7 @@ impl FaultServer {
                             }
                         };
                         let _ = stream.shutdown(Shutdown::Both);
+                        shared.connections.lock().unwrap().remove(&number);
                     });
                 }
             }
@@ -277,6 +279,12 @@ impl FaultServer {
         self.requests().into_iter().map(|r| r.target).collect()
     }
 
+    /// How many of the requests so far are as `wanted` says.
+    pub fn count(&self, wanted: impl Fn(&Request) -> bool) -> usize {
+        let requests = self.shared.requests.lock().unwrap();
+        requests.iter().filter(|request| wanted(request)).count()
+    }
+
     /// Waits until at least `count` requests have arrived.
     pub fn wait_for(&self, count: usize) {
         let requests = self.shared.requests.lock().unwrap();
@@ -297,13 +305,17 @@ impl Drop for FaultServer {
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
-        for connection in self.shared.connections.lock().unwrap().drain(..) {
+        for (_, connection) in self.shared.connections.lock().unwrap().drain() {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// A certificate authority of its own, in PEM, and a server on loopback that it vouches for.
+/// A host that a test may give the address of loopback.
+pub const HOST: &str = "registry.test";
+
+/// A certificate authority of its own, in PEM, and a server on loopback that it vouches for, under
+/// the name of [`HOST`], too.
 pub fn authority() -> (String, Arc<rustls::ServerConfig>) {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -311,8 +323,8 @@ pub fn authority() -> (String, Arc<rustls::ServerConfig>) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names)
+    let names = ["localhost", "127.0.0.1", HOST].map(str::to_owned);
+    let certificate = CertificateParams::new(names.to_vec())
         .unwrap()
         .signed_by(&key, &ca)
         .unwrap();

@@ -8,7 +8,8 @@
 //! proof.held(json!({"steps": steps}));
 //! ```
 //!
-//! A test that ends before [`Proof::held`] leaves the verdict "broken", and says how to repeat it.
+//! A test that ends before [`Proof::held`] leaves the verdict "broken" with what [`Proof::saw`] was
+//! told, and says how to repeat it.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -26,6 +27,8 @@ pub(crate) struct Proof {
     /// What all random choices derive from.
     pub(crate) seed: u64,
     long: bool,
+    /// What there is to say if it breaks.
+    seen: Value,
     done: bool,
 }
 
@@ -33,13 +36,14 @@ impl Proof {
     /// Says what is about to be proved, and by what; both are what the README's table prints.
     pub(crate) fn start(promise: &'static str, how: &'static str) -> Self {
         let given = std::env::var("MUSHERFS_SEED").ok();
-        let seed = given.and_then(|text| text.parse().ok());
+        let seed = given.map(|text| text.parse().expect("MUSHERFS_SEED is a number"));
         let proof = Self {
             name: std::thread::current().name().unwrap_or("main").to_owned(),
             promise,
             how,
             seed: seed.unwrap_or_else(new_seed),
             long: std::env::var_os("MUSHERFS_PROVE").is_some_and(|form| form == "long"),
+            seen: json!({}),
             done: false,
         };
         eprintln!("{}: seed {}", proof.name, proof.seed);
@@ -66,13 +70,18 @@ impl Proof {
         profile() != "dev"
     }
 
+    /// What was measured, before it is known whether that is good enough: as for [`Proof::held`].
+    pub(crate) fn saw(&mut self, numbers: &Value) {
+        self.seen = numbers.clone();
+    }
+
     /// It held. `numbers` is an object; names read after their numbers: `{"steps": 100}`.
     pub(crate) fn held(mut self, numbers: Value) {
         self.done = true;
-        self.write("held", numbers);
+        self.write("held", &numbers);
     }
 
-    fn write(&self, verdict: &str, numbers: Value) {
+    fn write(&self, verdict: &str, numbers: &Value) {
         eprintln!("{}: {verdict}: {numbers}", self.name);
         let Some(dir) = std::env::var_os("MUSHERFS_PROVE_RESULTS").map(PathBuf::from) else {
             return;
@@ -101,7 +110,7 @@ impl Drop for Proof {
         if self.done {
             return;
         }
-        self.write("broken", json!({}));
+        self.write("broken", &self.seen);
         let long = if self.long { "long" } else { "short" };
         let _ = writeln!(
             std::io::stderr(),

@@ -1,10 +1,10 @@
 //! The circuit breaker: `src/source/breaker.rs`, in every order of requests, outages and time.
 
 #[path = "../../src/source/breaker.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(clippy::module_inception, dead_code, unreachable_pub)]
 mod breaker;
 
-// What it imports from its parent, and others from here.
+// What it imports from its parent.
 pub(crate) use musherfs::source::{Deadline, Published, Sink, Source};
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde_json::json;
 use shuttle::future::{block_on, spawn, yield_now};
 
 use crate::error::{Error, Result};
@@ -108,7 +109,7 @@ fn whatever_the_order_one_probe_is_sent_and_a_source_that_is_back_is_asked() {
         "the breaker's own code under a scheduler; requests fail and are given up while time passes",
     );
     let schedules = proof.pick(10_000, 200_000);
-    explore(proof, schedules, || {
+    explore(&proof, schedules, || {
         let source = Arc::new(Scripted::default());
         let guarded = Arc::new(Guarded::new(source.clone()));
         block_on(async move {
@@ -149,4 +150,5 @@ fn whatever_the_order_one_probe_is_sent_and_a_source_that_is_back_is_asked() {
             assert!(ask(guarded.clone()).await.is_ok());
         });
     });
+    proof.held(json!({"schedules": schedules}));
 }
