@@ -101,6 +101,9 @@ pub struct Settings {
     pub metrics: Arc<Metrics>,
 }
 
+/// What was found of a version's manifest, if there was time to look.
+type Looked = Result<Option<Arc<Loaded>>, Slow>;
+
 /// A manifest in memory, and where it came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -258,7 +261,7 @@ impl Store {
     }
 
     /// What is known when a name is looked up: from memory or disk.
-    fn looked_up(&self, version: &VersionRef, effort: Effort) -> Result<Option<Arc<Loaded>>, Slow> {
+    fn looked_up(&self, version: &VersionRef, effort: Effort) -> Looked {
         self.prefer_local(version, effort)?;
         self.known(version, effort)
     }
@@ -340,7 +343,7 @@ impl Store {
         self: &Arc<Self>,
         version: &VersionRef,
         deadline: Deadline,
-        look: fn(&Self, &VersionRef, Effort) -> Result<Option<Arc<Loaded>>, Slow>,
+        look: fn(&Self, &VersionRef, Effort) -> Looked,
     ) -> Result<Option<Arc<Loaded>>> {
         let (store, id) = (Arc::clone(self), version.clone());
         let looking = tokio::task::spawn_blocking(move || look(&store, &id, Effort::Any));
@@ -436,7 +439,7 @@ impl Store {
     }
 
     /// The manifest from memory or disk, fresh or not.
-    fn known(&self, version: &VersionRef, effort: Effort) -> Result<Option<Arc<Loaded>>, Slow> {
+    fn known(&self, version: &VersionRef, effort: Effort) -> Looked {
         if !self.is_allowed(version) {
             return Ok(None);
         }

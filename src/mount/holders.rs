@@ -91,7 +91,7 @@ fn scan(mount: &Mount, found: &Found) {
         .filter(|pid| shares_our_mounts(*pid))
         .collect();
     let note = |pid, uses| {
-        lock(&found).entry(pid).or_insert(uses);
+        lock(found).entry(pid).or_insert(uses);
     };
     for &pid in &pids {
         if let Some(uses) = link_into(pid, mount).or_else(|| descriptor_into(pid, mount)) {

@@ -295,7 +295,8 @@ async fn content_that_is_stuck_keeps_no_name_waiting() {
     let source = Arc::new(Guarded::new(Arc::new(keyless(&server))));
     let resolve = async || {
         let deadline = Deadline::after(Duration::from_secs(2));
-        let resolved = source.resolve(&bundle(), &Selector::Latest, deadline);
+        let bundle = bundle();
+        let resolved = source.resolve(&bundle, &Selector::Latest, deadline);
         assert_eq!(resolved.await.unwrap().version.unwrap(), "1.2.0");
     };
     let read = || {

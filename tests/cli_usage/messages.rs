@@ -175,15 +175,15 @@ fn a_report_is_written_when_the_settings_cannot_be_used_and_says_so() {
 fn a_report_has_no_login_of_any_registry() {
     let home = Home::new();
     let auth = home.path().join("docker");
-    std::fs::create_dir_all(&auth).unwrap();
-    std::fs::write(
+    fs::create_dir_all(&auth).unwrap();
+    fs::write(
         auth.join("config.json"),
         r#"{"auths":{"127.0.0.1:2":{"auth":"Ym9iOmZpbGVkLXNlY3JldA=="}}}"#,
     )
     .unwrap();
     let log = home.path().join("state/musherfs");
-    std::fs::create_dir_all(&log).unwrap();
-    std::fs::write(
+    fs::create_dir_all(&log).unwrap();
+    fs::write(
         log.join("musherfs.log"),
         "a registry said given-secret, YW5uOmdpdmVuLXNlY3JldA== and filed-secret\n",
     )

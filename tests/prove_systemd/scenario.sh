@@ -19,7 +19,7 @@ another() {
     done
     seen+=("$(mounted)")
     by_itself=$(systemctl show --property=NRestarts --value musherfs)
-    # Ten starts a minute are enough, but not here.
+    # Counted from here again.
     systemctl reset-failed musherfs
 }
 

@@ -97,7 +97,7 @@ pub(super) fn scrubbed(
         .as_deref()
         .and_then(|kind| kind.trim_end_matches('/').rsplit('/').next())
         .filter(|slug| *slug != "about:blank")
-        .map(|slug| printable(slug));
+        .map(printable);
     let status_line = match (slug, status.canonical_reason()) {
         (Some(slug), _) => format!("{} {slug}", status.as_u16()),
         (None, Some(reason)) => format!("{} {reason}", status.as_u16()),
