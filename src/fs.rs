@@ -260,6 +260,7 @@ impl Fs {
             ticks.tick().await;
             let Some(fs) = fs.upgrade() else { return };
             fs.resolver.refresh_ahead().await;
+            fs.inodes.flush();
             let start = Instant::now();
             if start < next_count {
                 continue;

@@ -104,6 +104,15 @@ pub struct Settings {
 /// What was found of a version's manifest, if there was time to look.
 type Looked = Result<Option<Arc<Loaded>>, Slow>;
 
+/// Whom a manifest is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum For {
+    /// Somebody who holds the version already.
+    Holder,
+    /// Somebody who looks its name up: a local pack may take its place.
+    Lookup,
+}
+
 /// A manifest in memory, and where it came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -186,6 +195,8 @@ pub struct Store {
     metrics: Arc<Metrics>,
     manifests: Mutex<Manifests>,
     fetches: SingleFlight<VersionRef, Result<Arc<Loaded>>>,
+    /// Whoever waits for what takes long to read waits for one reader of it.
+    slow: SingleFlight<(VersionRef, For), Option<Arc<Loaded>>>,
     /// Versions whose peculiarities (yanked, refused paths, contradictions) have been logged.
     reported: Mutex<HashSet<(VersionRef, &'static str)>>,
     content: content::Content,
@@ -222,6 +233,7 @@ impl Store {
                 most: policy.manifest_memory,
             }),
             fetches: SingleFlight::default(),
+            slow: SingleFlight::default(),
             reported: Mutex::default(),
             content: content::Content::default(),
             ahead: Mutex::default(),
@@ -329,7 +341,7 @@ impl Store {
     ) -> Result<Arc<Loaded>> {
         let known = match self.known(version, Effort::Quick) {
             Ok(known) => known,
-            Err(Slow) => self.slowly(version, deadline, Self::known).await?,
+            Err(Slow) => self.slowly(version, deadline, For::Holder).await?,
         };
         match known {
             Some(loaded) => Ok(loaded),
@@ -337,22 +349,30 @@ impl Store {
         }
     }
 
-    /// Does `look`, which takes long, on a thread that may be kept busy. Whoever waits gives up at
-    /// the deadline; what was found is in memory then.
+    /// Looks as [`Store::known`] does, or as [`Store::looked_up`], on a thread that may be kept busy.
+    /// Whoever waits gives up at the deadline; what was found is in memory then.
     async fn slowly(
         self: &Arc<Self>,
         version: &VersionRef,
         deadline: Deadline,
-        look: fn(&Self, &VersionRef, Effort) -> Looked,
+        purpose: For,
     ) -> Result<Option<Arc<Loaded>>> {
-        let (store, id) = (Arc::clone(self), version.clone());
-        let looking = tokio::task::spawn_blocking(move || look(&store, &id, Effort::Any));
-        let found = async {
-            looking
-                .await
-                .map_err(|lost| Error::Internal(format!("{version}: {lost}")))
+        let look = || {
+            let (store, id) = (Arc::clone(self), version.clone());
+            async move {
+                let looking = tokio::task::spawn_blocking(move || match purpose {
+                    For::Holder => store.known(&id, Effort::Any),
+                    For::Lookup => store.looked_up(&id, Effort::Any),
+                });
+                // A reader that panics has found nothing.
+                looking.await.ok().and_then(Result::ok).flatten()
+            }
         };
-        Ok(deadline.run(version, found).await?.unwrap_or(None))
+        let flight = async {
+            let landed = self.slow.run((version.clone(), purpose), look).await;
+            landed.map_err(|lost| Error::Internal(format!("{version}: {lost}")))
+        };
+        deadline.run(version, flight).await
     }
 
     /// The manifest if it is in memory.
@@ -373,7 +393,7 @@ impl Store {
     ) -> Result<Arc<Loaded>> {
         let known = match self.looked_up(version, Effort::Quick) {
             Ok(known) => known,
-            Err(Slow) => self.slowly(version, deadline, Self::looked_up).await?,
+            Err(Slow) => self.slowly(version, deadline, For::Lookup).await?,
         };
         if let Some(answer) = known.and_then(|loaded| self.answer(version, loaded)) {
             return answer;
@@ -384,7 +404,7 @@ impl Store {
         };
         let known = match self.known(version, Effort::Quick) {
             Ok(known) => known,
-            Err(Slow) => self.slowly(version, deadline, Self::known).await?,
+            Err(Slow) => self.slowly(version, deadline, For::Holder).await?,
         };
         match known {
             Some(loaded) if !(error.is_absence() && self.policy.respect_removal) => {

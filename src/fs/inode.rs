@@ -306,6 +306,11 @@ impl Inodes {
         })
     }
 
+    /// Writes down what could not be before, if that is possible now.
+    pub(super) fn flush(&self) {
+        self.journal.flush();
+    }
+
     /// The numbers of all lasting names, also those that an earlier process gave out.
     pub fn names(&self) -> Vec<u64> {
         self.restore();

@@ -56,7 +56,17 @@ impl Fs {
         };
         match self.described(ino) {
             Answer::Now(all) => Answer::Now(all.and_then(find)),
-            Answer::Later(described) => later(async move { described.await.and_then(find) }),
+            Answer::Later(described) => {
+                let fs = Arc::clone(self);
+                later(async move {
+                    match described.await {
+                        Ok(all) => find(all),
+                        // Some need no manifest; of the others nobody knows whether they are there.
+                        Err(error) => find(fs.described_by(ino, &fs.node(ino)?, None))?
+                            .map_or(Err(error), |value| Ok(Some(value))),
+                    }
+                })
+            }
         }
     }
 

@@ -32,6 +32,7 @@ use crate::care::keeper::Keeper;
 use crate::client::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{Fuse, Handshake};
+use crate::store::journal::Journal;
 
 /// How long a mount may take to be warmed up by another process.
 const WARM_UP: Duration = Duration::from_secs(10);
@@ -173,6 +174,16 @@ struct Started {
     serving: super::Serving,
     handshake: Option<Handshake>,
     tasks: Vec<JoinHandle<()>>,
+    _journal: LastWords,
+}
+
+/// Writes down what could not be written before, when a daemon ends in whatever way it is told to.
+struct LastWords(Arc<Journal>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
 }
 
 async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
@@ -207,6 +218,7 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
         sources,
         metrics,
     } = plan.client;
+    let last_words = LastWords(Arc::clone(&journal));
     let fs = Fs::new(fs::Settings {
         resolver,
         store,
@@ -281,6 +293,7 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
         serving,
         handshake: handshake.get().copied(),
         tasks,
+        _journal: last_words,
     })
 }
 
@@ -390,7 +403,8 @@ fn warm_up_elsewhere(
     }
 }
 
-/// 512 blobs stay open, and 64 requests a source: the usual soft limit of 1024 is tight.
+/// 512 blobs stay open, and 64 requests of each kind to each source: the usual soft limit of 1024 is
+/// too low.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

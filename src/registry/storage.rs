@@ -218,6 +218,9 @@ impl Storage {
     /// [`Error::Io`] if the directory cannot be created.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
+        if !root.is_dir() {
+            write::create_root(&root)?;
+        }
         for dir in ["blobs/sha256", "bundles"] {
             let dir = root.join(dir);
             // One that cannot be written to can still be served.

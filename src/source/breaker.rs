@@ -11,9 +11,9 @@
 //! malformed) is an answer: the source is up. A passed deadline is an outage, whoever set it: a
 //! source that is too slow for its callers is as good as down, unless something large is just coming
 //! from it ([`Source::is_sending`]) or the time went by in our own queue. Names and content have a
-//! circuit each, because often only content comes from elsewhere and is stuck. Of a source that is not trusted ([`Guarded::strict`]), wrong
-//! bytes and answers without sense are outages too, and nothing excuses that it is late. Each change
-//! of the state of both together is logged once.
+//! circuit each, because often only content comes from elsewhere and is stuck. Of a source that is not
+//! trusted ([`Guarded::strict`]), wrong bytes and answers without sense are outages too, and nothing
+//! but our own queue excuses that it is late. Each change of the state of both together is logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +26,8 @@ use super::{Deadline, Published, Sink, Source};
 use crate::error::{Error, Result};
 use crate::manifest::{Document, Entry, Manifest};
 use crate::reference::{BundleId, Namespace, Selector, Slug, VersionRef};
-use crate::sync::lock;
-use crate::sync::{Instant, Mutex, MutexGuard};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Instant, Mutex, MutexGuard, lock};
 
 /// How long a source is left alone after its first outage; doubles with each failed probe.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -81,10 +81,6 @@ impl Circuit {
         lock(&self.inner)
     }
 
-    fn is_closed(&self) -> bool {
-        matches!(*self.lock(), Inner::Closed)
-    }
-
     fn state(&self) -> BreakerState {
         match &*self.lock() {
             Inner::Closed => BreakerState::Closed,
@@ -131,6 +127,8 @@ pub struct Guarded {
     source: Arc<dyn Source>,
     names: Circuit,
     content: Circuit,
+    /// How many of them are not closed; changed while the circuit's lock is held.
+    broken: AtomicUsize,
     strict: bool,
 }
 
@@ -163,6 +161,7 @@ impl Guarded {
             source: inner,
             names: Circuit::closed("names"),
             content: Circuit::closed("content"),
+            broken: AtomicUsize::new(0),
             strict: false,
         }
     }
@@ -217,17 +216,16 @@ impl Guarded {
     ///
     /// Those of `work`, or the last outage's.
     pub(super) async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.guard_on(&self.names, &self.content, work).await
+        self.guard_on(&self.names, work).await
     }
 
     async fn guard_content<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.guard_on(&self.content, &self.names, work).await
+        self.guard_on(&self.content, work).await
     }
 
     async fn guard_on<T>(
         &self,
         circuit: &Circuit,
-        other: &Circuit,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let mut probe = circuit.admit()?;
@@ -249,8 +247,9 @@ impl Guarded {
                 // Of a request sent before the outage as well: whoever answers is up.
                 if !matches!(*inner, Inner::Closed) {
                     *inner = Inner::Closed;
+                    let is_back = self.broken.fetch_sub(1, Ordering::SeqCst) == 1;
                     drop(inner);
-                    if other.is_closed() {
+                    if is_back {
                         info!(source, "the source is back");
                     } else {
                         debug!(source, asked_for, "the source is partly back");
@@ -270,8 +269,9 @@ impl Guarded {
                     pause,
                     error: error.clone(),
                 };
+                let is_down = is_new && self.broken.fetch_add(1, Ordering::SeqCst) == 0;
                 drop(inner);
-                if is_new && other.is_closed() {
+                if is_down {
                     warn!(source, asked_for, %error, "the source is down");
                 } else {
                     debug!(source, asked_for, %error, ?pause, "the source is still down");

@@ -15,7 +15,7 @@
 //! has it alone: nobody appends to a file that is being replaced. Nor does anybody wait for that, since
 //! whoever replaces the file may be stopped in the middle, and those who ask here serve the kernel: what
 //! cannot be written at once is believed at once and written later. The same goes for a disk that is
-//! full: it is tried again once in a while, when somebody asks here.
+//! full: it is tried again once in a while, when somebody asks here, and at [`Journal::flush`].
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -180,11 +180,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if !self.unwritten.is_empty() {
-            // The last chance.
-            self.retry_at = self.retry_at.map(|_| Instant::now());
-            self.look();
-        }
+        self.flush();
     }
 }
 
@@ -324,6 +320,12 @@ impl Journal {
         inner.known.tables.keys().cloned().collect()
     }
 
+    /// Writes what could not be written before, if that is possible now. For now and then, and before
+    /// the process ends.
+    pub fn flush(&self) {
+        self.lock().flush();
+    }
+
     /// How many facts other processes have added so far: as long as it stays the same, there is
     /// nothing in [`Journal::names`] and [`Journal::versions`] that this process has not added.
     pub fn of_others(&self) -> u64 {
@@ -370,6 +372,14 @@ impl Inner {
     /// Whether the file is left alone for a moment.
     fn is_paused(&self) -> bool {
         self.retry_at.is_some_and(|at| at > Instant::now())
+    }
+
+    /// Appends what could not be before, however short a time ago that was.
+    fn flush(&mut self) {
+        if !self.unwritten.is_empty() {
+            self.retry_at = self.retry_at.map(|_| Instant::now());
+            self.look();
+        }
     }
 
     /// Reads what other processes have appended, and appends what could not be before.

@@ -299,25 +299,29 @@ fn a_blob_is_used_however_its_manifest_spells_it() {
 }
 
 #[test]
-fn what_is_created_is_for_its_owner_alone() {
+fn a_new_registry_is_for_its_owner_alone_until_it_is_shared() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("registry");
     publish(&Storage::open(&root).unwrap(), "acme/kit@1.0.0", "private");
-    for entry in walkdir::WalkDir::new(&root) {
-        let entry = entry.unwrap();
-        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
-        let expected = if entry.file_type().is_dir() {
-            0o700
-        } else {
-            0o600
-        };
-        assert_eq!(mode, expected, "{}", entry.path().display());
-    }
-    // Whoever shares a registry has said so.
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&root), 0o700);
+
     let shared = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&root, shared).unwrap();
     publish(&Storage::open(&root).unwrap(), "acme/kit@1.1.0", "private");
-    let mode = root.metadata().unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o755);
+    assert_eq!(mode(&root), 0o755);
+    // As any program would create it.
+    let (file, folder) = (dir.path().join("file"), dir.path().join("folder"));
+    std::fs::write(&file, "").unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    for entry in walkdir::WalkDir::new(root.join("bundles")) {
+        let entry = entry.unwrap();
+        let like = if entry.file_type().is_dir() {
+            &folder
+        } else {
+            &file
+        };
+        assert_eq!(mode(entry.path()), mode(like), "{}", entry.path().display());
+    }
 }

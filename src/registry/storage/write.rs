@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -198,7 +198,6 @@ impl Storage {
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o600)
             .open(&path)
         {
             Ok(file) => Ok((file, path)),
@@ -233,7 +232,6 @@ impl Storage {
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .mode(0o600)
                 .open(&path)?;
             file.write_all(bytes)?;
             if sync {
@@ -284,13 +282,19 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|source| Error::io(path, source))
 }
 
-/// Creates what is missing of `dir`.
-pub(super) fn create_dir_all(dir: &Path) -> Result<()> {
+/// Creates what is missing of a registry's root, for its owner alone: some of what is in it may be
+/// private. Whoever shares it opens the root to others; what is below it follows the umask.
+pub(super) fn create_root(dir: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .map_err(|source| Error::io(dir, source))
+}
+
+/// Creates what is missing of `dir`, below the root.
+pub(super) fn create_dir_all(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))
 }
 
 /// Gives `from` the name `to` unless it is taken.
