@@ -21,9 +21,12 @@ const LARGEST: u64 = 512 << 10;
 /// enough; how many there are.
 fn gather(into: &Path) -> usize {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // Packages for other systems need not have been downloaded.
+    let here = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let metadata = succeed(
         Command::new(cargo)
             .args(["metadata", "--format-version=1", "--locked", "--offline"])
+            .args(["--filter-platform", &here])
             .current_dir(env!("CARGO_MANIFEST_DIR")),
     );
     let metadata: Value = serde_json::from_str(&metadata).unwrap();
