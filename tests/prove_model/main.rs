@@ -65,8 +65,9 @@ fn a_mount_answers_as_its_model_does() {
         let mut rig = Rig::new(deadline, slack);
         for (number, step) in steps.iter().enumerate() {
             rig.step(step).map_err(|difference| {
-                eprintln!("step {number}, {step:?}: {difference}");
-                TestCaseError::fail(format!("step {number}, {step:?}: {difference}"))
+                let about = format!("step {number}, {step:?}: {difference}");
+                eprintln!("{about}\nthe daemon says: {}", rig.failures());
+                TestCaseError::fail(about)
             })?;
         }
         let mut total = total.borrow_mut();

@@ -295,12 +295,23 @@ impl Rig {
         Ok(())
     }
 
+    /// What the daemon says of the requests that failed lately.
+    pub(crate) fn failures(&self) -> serde_json::Value {
+        self.status()["failures"].clone()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.house.run(["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        // There is none while one daemon takes over from another.
+        status[0].clone()
+    }
+
     /// Whether the daemon says that it asks its source. Content has a circuit of its own, which only a
     /// question for content closes: that the next one will be asked is enough.
     fn is_source_up(&self) -> bool {
-        let output = self.house.run(["status", "--json"]);
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let source = &status[0]["sources"][0];
+        let status = self.status();
+        let source = &status["sources"][0];
         source["state"] == "up" || source["retryInSeconds"] == 0.0
     }
 
