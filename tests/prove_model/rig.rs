@@ -295,11 +295,13 @@ impl Rig {
         Ok(())
     }
 
-    /// Whether the daemon says that it asks its source.
+    /// Whether the daemon says that it asks its source. Content has a circuit of its own, which only a
+    /// question for content closes: that the next one will be asked is enough.
     fn is_source_up(&self) -> bool {
         let output = self.house.run(["status", "--json"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        status[0]["sources"][0]["state"] == "up"
+        let source = &status[0]["sources"][0];
+        source["state"] == "up" || source["retryInSeconds"] == 0.0
     }
 
     fn damage(&mut self, what: Kept, which: usize, how: Damage) {
