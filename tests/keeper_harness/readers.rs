@@ -1,4 +1,5 @@
-//! Processes that read a mount and check every byte and every answer.
+//! Processes that read a mount, check every byte and every answer, and remember when each operation
+//! began and ended. When all is over they are told what happened when, and say what they saw of it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -6,13 +7,15 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{TryRecvError, channel};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::Advice;
 use serde::{Deserialize, Serialize};
 
-use super::house::{DEADLINE, FILES, House, content, file_name};
+use super::house::{FILES, House, content, file_name};
 use crate::support::fuse::skip;
+use crate::support::mount::within;
 
 pub(crate) const ROLE: &str = "MUSHERFS_TEST_READER";
 const ENTRY: [&str; 5] = [
@@ -25,7 +28,52 @@ const ENTRY: [&str; 5] = [
 
 const VERSIONS: [&str; 2] = ["1.0.0", "1.1.0"];
 
-/// What a reader has seen.
+/// From when to when something took place. By the wall clock: it is the one that processes share.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Span {
+    from: Duration,
+    to: Duration,
+}
+
+impl Span {
+    /// How long `work` took place, and what came of it.
+    pub(crate) fn of<T>(work: impl FnOnce() -> T) -> (Self, T) {
+        let now = || UNIX_EPOCH.elapsed().unwrap();
+        let from = now();
+        let done = work();
+        (Self { from, to: now() }, done)
+    }
+
+    fn length(&self) -> Duration {
+        self.to.saturating_sub(self.from)
+    }
+}
+
+/// What a reader has seen of something that happened to the mount.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct View {
+    /// The longest of the operations that were under way at any moment of it.
+    pub(crate) longest: Duration,
+    /// How many of them ended in it, and of these, how many had begun in it.
+    pub(crate) ended: u64,
+    pub(crate) whole: u64,
+}
+
+impl View {
+    /// `operations` follow one another.
+    fn new(operations: &[Span], of: &Span) -> Self {
+        let first = operations.partition_point(|it| it.to < of.from);
+        let meanwhile = || operations[first..].iter().take_while(|it| it.from <= of.to);
+        let ended = || meanwhile().filter(|it| of.from <= it.to && it.to <= of.to);
+        Self {
+            longest: meanwhile().map(Span::length).max().unwrap_or_default(),
+            ended: ended().count() as u64,
+            whole: ended().filter(|it| of.from <= it.from).count() as u64,
+        }
+    }
+}
+
+/// What readers have seen.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) operations: u64,
@@ -33,18 +81,29 @@ pub(crate) struct Seen {
     pub(crate) wrong: BTreeSet<String>,
     /// The longest operation, in milliseconds.
     pub(crate) slowest: u64,
-    /// Those above half a second.
-    pub(crate) slow: u64,
+    /// For each span they were asked about, what each of them saw.
+    pub(crate) views: Vec<Vec<View>>,
+}
+
+/// Where a reader is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Place {
+    Here,
+    Namespace,
+    Container,
 }
 
 /// A process that reads until its standard input is closed.
-pub(crate) struct Reader(Child);
+pub(crate) struct Reader {
+    child: Child,
+    pub(crate) place: Place,
+}
 
 impl Reader {
     /// Reads below `root`, a directory in which the namespace `acme` is.
     pub(crate) fn start(root: &Path, seed: u64) -> Self {
         let program = std::env::current_exe().unwrap();
-        Self::spawn(Command::new(program).args(ENTRY), root, seed)
+        Self::spawn(Command::new(program).args(ENTRY), root, seed, Place::Here)
     }
 
     /// Reads a bind mount of `root`, in a mount namespace that no unmounting reaches.
@@ -66,7 +125,7 @@ impl Reader {
             .args([root, scratch])
             .arg(std::env::current_exe().unwrap())
             .args(ENTRY);
-        Self::spawn(&mut command, root, seed)
+        Self::spawn(&mut command, root, seed, Place::Namespace)
     }
 
     /// Reads a bind mount of `root` inside a container that has nothing else of this machine but
@@ -87,10 +146,10 @@ impl Reader {
             .args([root, Path::new("/bundles")])
             .args(["--setenv", ROLE, "/bundles", "/reader"])
             .args(ENTRY);
-        Self::spawn(&mut command, root, seed)
+        Self::spawn(&mut command, root, seed, Place::Container)
     }
 
-    fn spawn(command: &mut Command, root: &Path, seed: u64) -> Self {
+    fn spawn(command: &mut Command, root: &Path, seed: u64, place: Place) -> Self {
         let mut child = command
             .env(ROLE, root)
             .env("MUSHERFS_TEST_SEED", seed.to_string())
@@ -105,24 +164,19 @@ impl Reader {
             line.clear();
             assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the reader ended");
         }
-        Self(child)
+        Self { child, place }
     }
 
-    /// Ends it; what it has seen.
-    pub(crate) fn finish(mut self) -> Seen {
-        drop(self.0.stdin.take());
-        let end = Instant::now() + DEADLINE;
-        while self.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < end, "a reader was never answered");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let mut text = String::new();
-        self.0
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
+    /// Ends it; what it has seen, of all and of `spans`.
+    fn finish(mut self, spans: &[Span]) -> Seen {
+        let mut asking = self.child.stdin.take().unwrap();
+        serde_json::to_writer(&mut asking, spans).unwrap();
+        drop(asking);
+        let mut answer = self.child.stdout.take().unwrap();
+        let text = within("the last operation of a reader", move || {
+            std::io::read_to_string(&mut answer).unwrap()
+        });
+        self.child.wait().unwrap();
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("seen "))
@@ -133,7 +187,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        let _ = self.child.kill();
     }
 }
 
@@ -155,13 +209,18 @@ pub(crate) fn start_many(house: &House, many: u64, seed: u64) -> Vec<Reader> {
         .collect()
 }
 
-/// Whether containers can be made; says so if not.
+/// Whether containers can be made; says so if not, and fails where nothing may be missing.
 fn has_containers() -> bool {
     let made = Command::new("bwrap")
         .args(["--unshare-all", "--ro-bind", "/", "/", "true"])
         .status()
         .is_ok_and(|status| status.success());
     if !made {
+        let required = std::env::var_os("MUSHERFS_REQUIRE_FUSE").is_some_and(|it| it == "1");
+        assert!(
+            !required,
+            "MUSHERFS_REQUIRE_FUSE=1, but bwrap cannot make a container"
+        );
         skip("readers in containers: bwrap cannot make one");
     }
     made
@@ -169,13 +228,23 @@ fn has_containers() -> bool {
 
 /// Ends all and fails if any has seen what it should not.
 pub(crate) fn finish_all(readers: Vec<Reader>) -> Seen {
-    let mut all = Seen::default();
-    for seen in readers.into_iter().map(Reader::finish) {
+    finish_and_ask(readers, &[])
+}
+
+/// The same; and what each has seen of `spans`.
+pub(crate) fn finish_and_ask(readers: Vec<Reader>, spans: &[Span]) -> Seen {
+    let mut all = Seen {
+        views: vec![Vec::new(); spans.len()],
+        ..Seen::default()
+    };
+    for seen in readers.into_iter().map(|reader| reader.finish(spans)) {
         assert!(seen.operations > 0);
         all.operations += seen.operations;
         all.wrong.extend(seen.wrong);
         all.slowest = all.slowest.max(seen.slowest);
-        all.slow += seen.slow;
+        for (all, seen) in all.views.iter_mut().zip(seen.views) {
+            all.extend(seen);
+        }
     }
     assert!(all.wrong.is_empty(), "{:#?}", all.wrong);
     all
@@ -191,23 +260,26 @@ fn process_entry() {
         .unwrap()
         .parse()
         .unwrap();
-    let (ended, watch) = std::sync::mpsc::channel::<()>();
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        drop(ended);
-    });
+    let (over, spans) = channel();
+    std::thread::spawn(move || over.send(std::io::read_to_string(std::io::stdin())));
     let mut reader = Reading {
         root: PathBuf::from(root),
         random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         held: Vec::new(),
-        seen: Seen::default(),
+        operations: Vec::new(),
+        wrong: BTreeSet::new(),
     };
     reader.hold();
     println!("reading");
-    while watch.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-        reader.step();
-    }
-    println!("seen {}", serde_json::to_string(&reader.seen).unwrap());
+    let spans = loop {
+        match spans.try_recv() {
+            Ok(spans) => break spans.unwrap(),
+            Err(TryRecvError::Empty) => reader.step(),
+            Err(TryRecvError::Disconnected) => panic!("nobody asks"),
+        }
+    };
+    let seen = reader.seen(&serde_json::from_str::<Vec<Span>>(&spans).unwrap());
+    println!("seen {}", serde_json::to_string(&seen).unwrap());
     let _ = std::io::stdout().flush();
     // The test harness has nothing to add.
     std::process::exit(0);
@@ -218,7 +290,8 @@ struct Reading {
     random: u64,
     /// Files that stay open all the time, and what they contain.
     held: Vec<(File, Vec<u8>)>,
-    seen: Seen,
+    operations: Vec<Span>,
+    wrong: BTreeSet<String>,
 }
 
 impl Reading {
@@ -253,14 +326,13 @@ impl Reading {
     }
 
     fn wrong(&mut self, what: String) {
-        if self.seen.wrong.len() < 20 {
-            self.seen.wrong.insert(what);
+        if self.wrong.len() < 20 {
+            self.wrong.insert(what);
         }
     }
 
     fn step(&mut self) {
-        let start = Instant::now();
-        let result = match self.below(8) {
+        let (operation, result) = Span::of(|| match self.below(8) {
             0 | 1 => self.read_whole(None),
             2 => self.read_whole(Some("kit")),
             3 => self.read_whole(Some("kit@^1")),
@@ -270,14 +342,23 @@ impl Reading {
             _ => rustix::fs::statfs(&self.root)
                 .map(drop)
                 .map_err(|error| format!("statfs: {error}")),
-        };
+        });
+        self.operations.push(operation);
         if let Err(what) = result {
             self.wrong(what);
         }
-        let took = u64::try_from(start.elapsed().as_millis()).unwrap();
-        self.seen.operations += 1;
-        self.seen.slowest = self.seen.slowest.max(took);
-        self.seen.slow += u64::from(took > 500);
+    }
+
+    fn seen(self, spans: &[Span]) -> Seen {
+        let views = spans.iter().map(|span| View::new(&self.operations, span));
+        let slowest = self.operations.iter().map(Span::length).max();
+        let slowest = slowest.unwrap_or_default().as_millis();
+        Seen {
+            views: views.map(|view| vec![view]).collect(),
+            operations: self.operations.len() as u64,
+            slowest: u64::try_from(slowest).unwrap(),
+            wrong: self.wrong,
+        }
     }
 
     fn read_whole(&mut self, name: Option<&str>) -> Result<(), String> {

@@ -1,22 +1,42 @@
 //! Looking at a cache while others change it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-/// The bytes of all files below `root` at one instant: when the walk ends. A file that was renamed
-/// or removed while it went on would be counted beside its successor, so what is no longer where it
-/// was seen does not count.
+/// The bytes of disk that everything below `root` takes at one instant, which is when the walk ends:
+/// what is allocated, or a file's length where that is more, as a limit counts them.
+///
+/// Never more than was taken then: what was seen on the way counts only if it is still there
+/// afterwards, and as much as it took all the time. Files on their way in are looked at first, so that
+/// one that is put into its place meanwhile is seen in either.
 pub(crate) fn taken_at_once(root: &Path) -> u64 {
-    let identity = |path: &Path| fs::symlink_metadata(path).map(|meta| (meta.ino(), meta.len()));
-    let seen: Vec<_> = walkdir::WalkDir::new(root)
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_type().is_file())
-        .filter_map(|entry| Some((identity(entry.path()).ok()?, entry.into_path())))
-        .collect();
-    seen.iter()
-        .filter(|((ino, _), path)| identity(path).is_ok_and(|(now, _)| now == *ino))
-        .map(|((_, bytes), _)| bytes)
-        .sum()
+    let walks = [root.join("temp"), root.to_owned()].map(walkdir::WalkDir::new);
+    let mut seen: HashMap<Identity, (PathBuf, u64)> = HashMap::new();
+    for entry in walks.into_iter().flatten().filter_map(Result::ok) {
+        if let Some((identity, bytes)) = look(entry.path()) {
+            seen.insert(identity, (entry.into_path(), bytes));
+        }
+    }
+    let still_there = seen.iter().filter_map(|(identity, (path, before))| {
+        let (now, bytes) = look(path)?;
+        (now == *identity).then_some(bytes.min(*before))
+    });
+    still_there.sum()
+}
+
+/// A number alone is given to the next file once its own is gone.
+type Identity = (u64, Option<SystemTime>);
+
+/// What is at this path, and what it takes.
+fn look(path: &Path) -> Option<(Identity, u64)> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let blocks = meta.blocks() * 512;
+    let bytes = match meta.is_file() {
+        true => meta.len().max(blocks),
+        false => blocks,
+    };
+    Some(((meta.ino(), meta.created().ok()), bytes))
 }
