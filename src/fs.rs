@@ -474,7 +474,19 @@ impl Fs {
         tagged: &Tagged,
         deadline: Deadline,
     ) -> Result<Arc<Loaded>> {
-        let loaded = self.store.held(&tagged.version, deadline).await?;
+        let held = self.store.held(&tagged.version, deadline).await;
+        let loaded = held.map_err(|error| {
+            if !error.is_absence() {
+                return error;
+            }
+            // It is there, for whoever asks has it. Besides, glibc takes the absence of a directory
+            // that is open for its end, and shows it empty.
+            Error::Malformed {
+                origin: "the registry".to_owned(),
+                what: tagged.version.to_string(),
+                reason: format!("it is in use, and is said not to be there ({error})"),
+            }
+        })?;
         if self.inodes.version(&loaded) == root {
             Ok(loaded)
         } else {

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::error::{MountError, Result};
 use super::mountinfo::{Device, MountId};
+use crate::config;
 
 /// A file that every mount has and does not list.
 pub const PROBE_FILE: &str = ".musherfs";
@@ -166,10 +167,13 @@ pub fn warm_up_within(dir: &Path, patience: Duration) -> bool {
 }
 
 /// This program, to be started again as another process: still the same one after its file was
-/// replaced.
+/// replaced. It has few [arenas](config::ARENAS).
 pub fn this_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     std::os::unix::process::CommandExt::arg0(&mut command, "musherfs");
+    if !config::has_arenas() {
+        command.env(config::ARENAS.0, config::ARENAS.1);
+    }
     command
 }
 

@@ -289,3 +289,16 @@ fn a_plain_user_mounts_reads_and_unmounts() {
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(printed, "a\n1\ndone\n", "{}", said(&output));
 }
+
+#[test]
+fn a_daemon_is_told_to_keep_little_of_the_memory_that_it_took() {
+    if !require_fuse() {
+        return;
+    }
+    let registry = registry();
+    let mount = TestMount::of(&registry).start();
+    let environment = fs::read(format!("/proc/{}/environ", mount.pid())).unwrap();
+    let set: Vec<&[u8]> = environment.split(|byte| *byte == 0).collect();
+    assert!(set.contains(&b"MALLOC_ARENA_MAX=2".as_slice()), "{set:?}");
+    mount.unmount();
+}

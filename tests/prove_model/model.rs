@@ -297,7 +297,12 @@ impl Model {
         if self.manifests.contains(&(bundle, version)) {
             BTreeSet::new()
         } else {
-            self.lookup_errors.clone()
+            let mut errors = self.lookup_errors.clone();
+            // To whoever holds the version's directory it is there, whatever the registry says.
+            if errors.contains(&libc::ENOENT) {
+                errors.insert(libc::EIO);
+            }
+            errors
         }
     }
 

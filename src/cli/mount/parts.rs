@@ -1,6 +1,7 @@
 //! What the processes of a mount do, each its part: one starts, one keeps, one serves.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::sync::Arc;
 
 use super::{Plan, Role};
@@ -8,6 +9,7 @@ use crate::care::keeper::Keeper;
 use crate::cli::failure::Failure;
 use crate::cli::logging::{self, Log, Target, Verbosity};
 use crate::cli::shared::{Context, runtime};
+use crate::config;
 use crate::config::service::ServiceManager;
 use crate::error::Error;
 use crate::mount::background::{self, Starter, Supervisor};
@@ -44,6 +46,11 @@ pub(super) fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
             start(&plan, again)
         }
         Role::Foreground => {
+            if !config::has_arenas() {
+                // The same process, so that whoever started it still knows it. Where that cannot be
+                // done it goes on, and takes more memory.
+                let _ = touch::this_program().args(&again.arguments).exec();
+            }
             // What has been kept goes on with whatever there is, as after a daemon that died.
             if ServiceManager::from_env().is_none_or(|manager| manager.kept.is_empty()) {
                 plan.check()?;
