@@ -22,7 +22,8 @@
 //! * **A file appears only by rename**, complete. Existing modes are never loosened.
 //! * A cache that cannot be written is no error to a reader: see [`Blob::Memory`].
 //!
-//! All calls block on the disk, never on the network or on another process.
+//! All calls block on the disk, never on the network; on another process only for a moment, for the
+//! ledger of a limited cache.
 
 mod blob;
 pub mod clean;

@@ -11,9 +11,9 @@
 //! | [`heal`] | damaged and foreign files made good |
 //! | [`keeper`] | what a mount does of all this while it runs |
 //!
-//! Everything that must be remembered is below the state directory, in files that are either
-//! appended to or replaced whole: the cache itself belongs to every Musher tool, any of which may
-//! empty it.
+//! Everything that must be remembered is below the state directory, in files that are appended to or
+//! replaced whole (the quota's ledger is written in place, by whoever has its lock): the cache itself
+//! belongs to every Musher tool, any of which may empty it.
 
 pub mod heal;
 pub mod keeper;

@@ -1,6 +1,6 @@
 //! Where threads, tasks and processes meet: locks, tasks, the clock, locked files.
 //!
-//! Nothing of its own: the standard library's and tokio's, by one name. What imports them from here
+//! Little of its own: the standard library's and tokio's, by one name. What imports them from here
 //! is also compiled by `tests/prove_schedules`, file by file, against others of the same shape, whose
 //! every meeting is scheduled by the test.
 

@@ -1,4 +1,4 @@
-//! HTTP GET as a hostile network deserves it: the only file that knows the HTTP client.
+//! HTTP as a hostile network deserves it: this file and its folder alone know the HTTP client.
 //!
 //! - **Bounded in time.** Queueing, connecting, waiting, retrying and reading share the caller's
 //!   [`Deadline`]; within it each attempt has the limits of [`Timing`]. Names never queue behind
