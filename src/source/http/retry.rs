@@ -17,7 +17,7 @@ pub struct Timing {
     pub stall_window: Duration,
     /// See `stall_window`.
     pub stall_bytes: u64,
-    /// How often to ask in all. Everything here is a GET, so asking again is always safe.
+    /// How often to ask in all; of an upload only where repeating it is safe.
     pub attempts: u32,
     /// The longest pause before the second attempt; it doubles from one attempt to the next.
     pub backoff: Duration,
