@@ -66,7 +66,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Say more: -v for what is done, -vv for everything; RUST_LOG wins over it
+    /// Say more: -v for what is done, -vv for why, -vvv for everything; RUST_LOG wins over it
     #[arg(
         short,
         long,

@@ -186,9 +186,10 @@ const RESPECT_REMOVAL: Names = names(
     "mount.respect_removal",
 );
 const LOCAL_PACKS: Names = names("--local-packs", "MUSHERFS_LOCAL_PACKS", "mount.local_packs");
-const USER_XATTR: Names = names("-o user_xattr", "MUSHERFS_USER_XATTR", "mount.user_xattr");
+const USER_XATTR: Names = names("--user-xattr", "MUSHERFS_USER_XATTR", "mount.user_xattr");
 const ALLOW_OTHER: Names = names("--allow-other", "MUSHERFS_ALLOW_OTHER", "mount.allow_other");
 const READAHEAD: Names = names("--readahead", "MUSHERFS_READAHEAD", "mount.readahead");
+const MARKER: Names = names("--marker", "MUSHERFS_MARKER", "mount.marker");
 const METADATA_TIMEOUT: Names = names(
     "--metadata-timeout",
     "MUSHERFS_METADATA_TIMEOUT",
@@ -204,11 +205,12 @@ const CACHE_MAX_SIZE: Names = names(
     "MUSHERFS_CACHE_MAX_SIZE",
     "mount.cache_max_size",
 );
+const METRICS: Names = names("--metrics", "MUSHERFS_METRICS", "mount.metrics");
 const LOCKED: Names = names("--locked", "MUSHERFS_LOCKED", "mount.locked");
 const THREADS_NAMES: Names = names("--threads", "MUSHERFS_THREADS", "mount.threads");
 
 /// The settings that the configuration file may have below `mount:`.
-const MOUNT_NAMES: [&Names; 18] = [
+const MOUNT_NAMES: [&Names; 20] = [
     &ALLOW_OTHER,
     &API_KEY_FILE,
     &CACHE_MAX_SIZE,
@@ -217,7 +219,9 @@ const MOUNT_NAMES: [&Names; 18] = [
     &INSECURE_HTTP,
     &LOCAL_PACKS,
     &LOCKED,
+    &MARKER,
     &METADATA_TIMEOUT,
+    &METRICS,
     &MIRRORS,
     &NAMESPACES,
     &OCI_PASSWORD_FILE,
@@ -263,6 +267,8 @@ pub struct Overrides {
     pub threads: Option<usize>,
     pub cache_max_size: Option<u64>,
     pub locked: Option<PathBuf>,
+    pub marker: Option<bool>,
+    pub metrics: Option<value::MetricsAddress>,
 }
 
 impl Overrides {
@@ -301,6 +307,8 @@ impl Overrides {
             "content_timeout" => self.content_timeout = Some(value::timeout(required()?)?),
             "cache_max_size" => self.cache_max_size = Some(value::cache_size(required()?)?),
             "locked" => self.locked = Some(required()?.into()),
+            "marker" => self.marker = switch()?,
+            "metrics" => self.metrics = Some(required()?.parse()?),
             "threads" => self.threads = Some(value::threads(required()?)?),
             _ => return Ok(false),
         }
@@ -353,6 +361,10 @@ pub struct Config {
     pub cache_max_size: Setting<u64>,
     /// The lockfile that says what exists.
     pub locked: Setting<Option<PathBuf>>,
+    /// Whether the directory says that nothing is mounted when nothing is.
+    pub marker: Setting<bool>,
+    /// Where numbers for monitoring are served.
+    pub metrics: Setting<Option<value::MetricsAddress>>,
 }
 
 impl Config {
@@ -423,6 +435,8 @@ impl Config {
                 || 0,
             )?,
             locked: from.path(&LOCKED, flags.locked)?,
+            marker: from.switch(&MARKER, flags.marker)?,
+            metrics: from.optional(&METRICS, flags.metrics, str::parse)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);
                 cpus.clamp(*THREADS.start(), *THREADS.end())
@@ -539,6 +553,12 @@ impl Config {
                 &self.cache_max_size.origin,
             ),
             ("locked", path(&self.locked), &self.locked.origin),
+            ("marker", text(&*self.marker), &self.marker.origin),
+            (
+                "metrics",
+                self.metrics.as_ref().map_or_else(String::new, text),
+                &self.metrics.origin,
+            ),
         ];
         let set = |(_, _, origin): &(_, _, &Origin)| **origin != Origin::Default;
         all.into_iter().filter(set).collect()

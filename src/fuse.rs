@@ -40,7 +40,7 @@ use crate::fs::{Answer, Found, Fs};
 use crate::metrics::Counter;
 use crate::metrics::requests::Operation;
 pub use handshake::Handshake;
-use request::Asked;
+use request::{Asked, unharmed};
 
 /// Largest READ and WRITE, which also bounds the pages of a request: 256 pages.
 const MAX_TRANSFER: u32 = 1 << 20;
@@ -307,7 +307,8 @@ impl Filesystem for Fuse {
         let asked = Asked::new(Operation::Read, request, ino);
         BUFFER.with_borrow_mut(|buffer| {
             let _runtime = self.runtime.enter();
-            let answer = match self.fs.read(ino.0, offset, size, buffer) {
+            let read = || self.fs.read(ino.0, offset, size, buffer);
+            let answer = match unharmed(read) {
                 Answer::Now(Ok(None)) => {
                     self.fs
                         .metrics()

@@ -232,8 +232,8 @@ fn absolute_in(path: &Path, directory: Option<OsString>) -> io::Result<PathBuf> 
 /// # Errors
 ///
 /// [`Error::Io`] if it cannot be created, is a symbolic link, belongs to another user, or others
-/// may write to it. The same goes for the directory it is in, except that root or a sticky bit
-/// makes that one safe.
+/// may write to it. The same goes for all directories above it, except that root or a sticky bit
+/// makes those safe, and that whoever is in the user's own group may write to them.
 pub fn ensure_private_dir(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -255,19 +255,24 @@ pub fn ensure_private_dir(path: &Path) -> Result<()> {
     if found.permissions().mode() & 0o022 != 0 {
         return refuse(path, "others may write to it");
     }
-    if let Some(parent) = path.parent() {
-        let by_name = fs::symlink_metadata(parent).map_err(|error| Error::io(parent, error))?;
-        let found = fs::metadata(parent).map_err(|error| Error::io(parent, error))?;
-        let mode = found.permissions().mode();
-        // A link's owner may point it elsewhere later.
-        if [by_name.uid(), found.uid()]
-            .iter()
-            .any(|uid| ![0, me].contains(uid))
-        {
-            return refuse(parent, "it belongs to another user");
+    let group = rustix::process::getegid().as_raw();
+    // Whoever may rename one of them may put another in its place. As they are named, and as they are
+    // where links in the names lead.
+    let real = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
+    for above in path.ancestors().chain(real.ancestors()).skip(1) {
+        if above == real || above.as_os_str().is_empty() {
+            continue;
         }
-        if mode & 0o022 != 0 && mode & 0o1000 == 0 {
-            return refuse(parent, "others may write to it");
+        let found = fs::symlink_metadata(above).map_err(|error| Error::io(above, error))?;
+        // A link's owner may point it elsewhere later.
+        if ![0, me].contains(&found.uid()) {
+            return refuse(above, "it belongs to another user");
+        }
+        let mode = found.permissions().mode();
+        let is_sticky = mode & 0o1000 != 0;
+        let to_strangers = if found.gid() == group { 0o002 } else { 0o022 };
+        if !found.is_symlink() && mode & to_strangers != 0 && !is_sticky {
+            return refuse(above, "others may write to it");
         }
     }
     Ok(())
@@ -430,5 +435,25 @@ mod tests {
         let link = scratch.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(ensure_private_dir(&link).is_err());
+    }
+
+    #[test]
+    fn a_private_directory_is_refused_below_one_that_others_may_rename() {
+        let scratch = tempfile::tempdir().unwrap();
+        let above = scratch.path().join("a");
+        let path = above.join("b/c/d");
+        ensure_private_dir(&path).unwrap();
+        for (mode, is_safe) in [(0o777, false), (0o1777, true), (0o775, true)] {
+            fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(ensure_private_dir(&path).is_ok(), is_safe, "{mode:o}");
+        }
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&above, Some(65534), None).unwrap();
+            assert!(ensure_private_dir(&path).is_err());
+            // Also behind a link that is ours.
+            let link = scratch.path().join("link");
+            std::os::unix::fs::symlink(&above, &link).unwrap();
+            assert!(ensure_private_dir(&link.join("b/c/d")).is_err());
+        }
     }
 }

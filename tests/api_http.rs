@@ -517,9 +517,7 @@ async fn at_most_64_requests_of_a_lane_are_in_flight() {
             tokio::spawn(async move { client.get(&request, soon()).await })
         })
         .collect();
-    while server.requests().len() < MAX_IN_FLIGHT {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.wait_for(MAX_IN_FLIGHT).await;
     let late = Deadline::after(Duration::from_millis(200));
     let error = client.get(&request(&server.url()), late).await;
     assert!(

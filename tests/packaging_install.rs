@@ -14,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
-use support::fuse::{require_fuse, skip};
+use support::fuse::{cannot_run, need_not_run, require_fuse, require_root};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_musherfs");
 
@@ -22,7 +22,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a tool; `None`, loudly, if it is not installed.
+/// Runs a tool; `None` if it is not installed, and what it is for cannot run.
 fn tool(name: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(name)
         .args(arguments)
@@ -33,7 +33,7 @@ fn tool(name: &str, arguments: &[&str]) -> Option<Output> {
     {
         Ok(output) => Some(output),
         Err(error) => {
-            skip(&format!("{name}: {error}"));
+            cannot_run(&format!("{name}: {error}"));
             None
         }
     }
@@ -349,7 +349,7 @@ fn a_service_manager_is_told_when_the_mount_serves_and_as_long_as_it_does() {
 
 #[test]
 fn the_helper_mounts_what_fstab_says() {
-    if !require_fuse() || !rustix::process::geteuid().is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let home = tempfile::tempdir().unwrap();
@@ -484,7 +484,7 @@ fn a_debian_package_installs_and_removes_cleanly() {
         found.is_ok_and(|status| status.success())
     };
     if !has("cargo-deb") || !has("dpkg") {
-        return skip("cargo-deb or dpkg is not installed");
+        return need_not_run("cargo-deb or dpkg is not installed");
     }
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(repository().join("scripts/package"))
@@ -551,10 +551,14 @@ fn a_debian_package_installs_and_removes_cleanly() {
 }
 
 /// Runs a package's script as dpkg does, on a machine with systemd and a keeper of root's; what it
-/// has started. `status` is how that ends.
-fn package_script(words: &[&str], root: &str, status: u8) -> Option<Vec<String>> {
-    if !rustix::process::geteuid().is_root() {
-        skip("it needs a mount namespace");
+/// has started. `status` is how that ends; `daemon` is the service's.
+fn package_script(
+    words: &[&str],
+    root: &str,
+    status: u8,
+    daemon: Option<u32>,
+) -> Option<Vec<String>> {
+    if !require_root() {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -563,7 +567,10 @@ fn package_script(words: &[&str], root: &str, status: u8) -> Option<Vec<String>>
     for name in ["systemctl", "musherfs"] {
         let program = dir.path().join(name);
         let log = started.display();
-        let text = format!("#!/bin/sh\necho \"{name} $*\" >> {log}\nexit {status}\n");
+        let answer = daemon.map_or_else(String::new, |daemon| {
+            format!("[ \"$1\" != show ] || echo {daemon}\n")
+        });
+        let text = format!("#!/bin/sh\necho \"{name} $*\" >> {log}\n{answer}exit {status}\n");
         fs::write(&program, text).unwrap();
         fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     }
@@ -596,8 +603,10 @@ fn package_script(words: &[&str], root: &str, status: u8) -> Option<Vec<String>>
 #[test]
 fn a_newer_package_hands_the_mounts_over_and_a_removed_one_ends_the_service() {
     let reload = "systemctl daemon-reload";
+    let ask = "systemctl show --property=MainPID --value musherfs.service";
     let hand_over = [
         reload,
+        ask,
         "systemctl try-restart musherfs.service",
         "musherfs upgrade",
     ];
@@ -614,14 +623,28 @@ fn a_newer_package_hands_the_mounts_over_and_a_removed_one_ends_the_service() {
     for (words, expected) in cases {
         // What happens to mounts does not decide on the installation.
         for status in [0, 1] {
-            let Some(started) = package_script(words, "", status) else {
+            let Some(started) = package_script(words, "", status, None) else {
                 return;
             };
             assert_eq!(started, expected, "{words:?}");
         }
-        let elsewhere = package_script(words, "/elsewhere", 0).unwrap();
+        let elsewhere = package_script(words, "/elsewhere", 0, None).unwrap();
         assert!(elsewhere.is_empty(), "{words:?}: {elsewhere:?}");
     }
+    // A service that runs is asked with its own arguments whether the new version could go on.
+    let mut daemon = Command::new("sleep").arg("1000").spawn().unwrap();
+    let check = "musherfs 1000 --check";
+    let [.., restart, upgrade] = hand_over;
+    for (status, expected) in [
+        (0, &[reload, ask, check, restart, upgrade][..]),
+        (1, &[reload, ask, check, upgrade][..]),
+    ] {
+        let words = ["postinst", "configure", "0.1.0"];
+        let started = package_script(&words, "", status, Some(daemon.id())).unwrap();
+        assert_eq!(started, expected);
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
     for script in ["postinst", "prerm", "postrm"] {
         let path = repository().join("scripts/debian").join(script);
         if let Some(output) = tool("shellcheck", &[path.to_str().unwrap()]) {

@@ -186,7 +186,7 @@ def table(former):
         for it in results:
             when = f"{it['form']}, {it['date'][:10]}, {it['profile']} build of {it['revision']}, Linux {it['kernel']}"
             lines.append(row(it["promise"], f"`{part.name}`: {it['how']}",
-                             f"{it['verdict']}: {in_words(it['numbers'])} ({when})"))
+                             f"{it['verdict']}: {in_words(it['numbers']) or 'ended before there were numbers'} ({when})"))
         if ending["failure"] and all(it["verdict"] == "held" for it in results):
             when = f"{ending['form']}, {ending['date'][:10]}, {ending['profile']} build of {ending['revision']}"
             lines.append(row(part.what, f"`{part.name}`: the part as a whole", f"broken: {ending['failure']} ({when})"))

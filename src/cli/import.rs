@@ -22,7 +22,7 @@ use crate::source::{Deadline, Source};
 #[command(after_help = "\
 Examples:
   musherfs import /media/stick/bundles
-  musherfs import ./layout --oci ghcr.io/my-org --json")]
+  musherfs import ./layout --oci registry.example.com/team --json")]
 pub(super) struct Args {
     /// The directory
     #[arg(value_name = "DIR")]

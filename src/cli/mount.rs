@@ -12,7 +12,6 @@ use super::output;
 use super::shared::{Context, SourceArgs, given};
 use crate::config::{self, Overrides, value};
 use crate::error::Error;
-use crate::mount::control::metrics;
 use crate::mount::helper::{self, HelperCall, Setting};
 use crate::mount::{MountOptions, invalidate, keeper, service, touch};
 use crate::paths;
@@ -26,17 +25,17 @@ const HELP: &str = "\
 Examples:
   musherfs mount
   musherfs mount --namespace acme ~/bundles
-  musherfs mount --oci ghcr.io --namespace acme
+  musherfs mount --oci ghcr.io --namespace my-org
   musherfs mount --oci registry.example.com/team --mirror https://cache.example.com:5000
   musherfs mount --api-url http://127.0.0.1:8787 --foreground /tmp/m
-  musherfs mount -o user_xattr,allow_other,readahead=0
+  musherfs mount -o user_xattr,allow_other,readahead=0     as in fstab
 
 In /etc/fstab:
   musherfs  /mnt/musher  fuse.musherfs  allow_other,nofail,api_key_file=/etc/musher/key  0  0
 
-What has a variable can also stand in config.yaml: `api.url`, `network.ca_cert_file`,
-`oci.registry_url`, and all others
-below `mount:`, such as `mount.readahead` for MUSHERFS_READAHEAD.";
+What has a variable, but keys and passwords, can also stand in config.yaml: `api.url`,
+`network.ca_cert_file`, `oci.registry_url`, and all others below `mount:`, such as
+`mount.readahead` for MUSHERFS_READAHEAD; `man musherfs.conf` lists them.";
 
 /// Mount all bundles as files
 ///
@@ -58,12 +57,17 @@ pub(super) struct Args {
     #[arg(long, requires = "foreground")]
     fd_store: bool,
 
+    /// Mount nothing; only say whether it could be served: whether settings and credentials can be
+    /// used, and cache and state be opened
+    #[arg(long, conflicts_with = "daemon")]
+    check: bool,
+
     /// Show sample bundles from a registry inside this program
     #[arg(long, conflicts_with_all = ["api_url", "oci", "mirrors", "offline"])]
     demo: bool,
 
-    /// Mount options as in fstab: user_xattr for user.musher.* attributes (which make `ls -l`
-    /// slower) [env: MUSHERFS_USER_XATTR], or NAME[=VALUE] for the options below
+    /// Mount options as in fstab: NAME[=VALUE], with `_` for `-`, for what has a variable below
+    /// (keys and passwords only as files)
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
 
@@ -87,6 +91,11 @@ pub(super) struct Args {
     /// Let bundles packed on this machine win over the registry's [env: MUSHERFS_LOCAL_PACKS]
     #[arg(long)]
     local_packs: bool,
+
+    /// Tell what is known of a file in user.musher.* attributes, which makes `ls -l` slower
+    /// [env: MUSHERFS_USER_XATTR]
+    #[arg(long)]
+    user_xattr: bool,
 
     /// How far to fetch ahead of readers; 0 fetches only what is read
     /// [env: MUSHERFS_READAHEAD] [default: 4MiB]
@@ -115,13 +124,14 @@ pub(super) struct Args {
     threads: Option<usize>,
 
     /// Leave a file NOT-MOUNTED in the directory beneath the mount, for whoever looks too early
+    /// [env: MUSHERFS_MARKER]
     #[arg(long)]
     marker: bool,
 
     /// Serve numbers for monitoring (/metrics in Prometheus text, /healthz, /readyz) on a loopback
-    /// address with a port, or on unix:PATH
+    /// address with a port, or on unix:PATH [env: MUSHERFS_METRICS]
     #[arg(long, value_name = "ADDR")]
-    metrics: Option<metrics::Address>,
+    metrics: Option<value::MetricsAddress>,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -134,6 +144,8 @@ pub(super) struct Args {
 /// Which part of a mount this process plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
+    /// Prepares, and leaves it at that.
+    Check,
     /// Mounts, and serves until it is told to end.
     Foreground,
     /// Starts the keeper, or for a demonstration the daemon, and waits until the mount answers.
@@ -151,8 +163,6 @@ pub(super) struct Plan {
     pub(super) demo: bool,
     pub(super) fd_store: bool,
     pub(super) verbosity: Verbosity,
-    pub(super) marker: bool,
-    pub(super) metrics: Option<metrics::Address>,
     pub(super) context: Context,
 }
 
@@ -167,26 +177,28 @@ impl Plan {
         overrides.deny_yanked = given(args.deny_yanked).or(overrides.deny_yanked);
         overrides.respect_removal = given(args.respect_removal).or(overrides.respect_removal);
         overrides.local_packs = given(args.local_packs).or(overrides.local_packs);
+        overrides.user_xattr = given(args.user_xattr).or(overrides.user_xattr);
         overrides.readahead = args.readahead.or(overrides.readahead);
         overrides.metadata_timeout = args.metadata_timeout.or(overrides.metadata_timeout);
         overrides.content_timeout = args.content_timeout.or(overrides.content_timeout);
         overrides.threads = args.threads.or(overrides.threads);
         overrides.cache_max_size = args.cache_max_size.or(overrides.cache_max_size);
         overrides.locked = args.locked.or(overrides.locked);
+        overrides.marker = given(args.marker).or(overrides.marker);
+        overrides.metrics = args.metrics.or(overrides.metrics);
 
         Ok(Self {
             mountpoint: absolute(&args.mountpoint)?,
             options,
-            role: match (args.foreground, args.daemon) {
-                (true, _) => Role::Foreground,
-                (false, true) => Role::Daemon,
-                (false, false) => Role::Starter,
+            role: match (args.check, args.foreground, args.daemon) {
+                (true, ..) => Role::Check,
+                (false, true, _) => Role::Foreground,
+                (false, false, true) => Role::Daemon,
+                (false, false, false) => Role::Starter,
             },
             demo: args.demo,
             fd_store: args.fd_store,
             verbosity,
-            marker: args.marker,
-            metrics: args.metrics,
             context: Context::load(overrides, args.source.api_key())?,
         })
     }
@@ -208,8 +220,6 @@ impl Plan {
             demo: false,
             fd_store: false,
             verbosity: Verbosity::new(call.verbose.into(), false),
-            marker: false,
-            metrics: None,
             context: Context::load(overrides, None)?,
         })
     }
@@ -226,7 +236,7 @@ impl Plan {
     fn start_log(&self) -> Result<Log, Failure> {
         let target = match self.role {
             Role::Foreground => Target::Foreground,
-            Role::Starter => Target::Command,
+            Role::Starter | Role::Check => Target::Command,
             Role::Daemon => Target::Background,
         };
         let log = logging::init(target, self.verbosity, &self.context.directories)?;

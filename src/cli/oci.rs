@@ -68,7 +68,7 @@ impl OciArgs {
         let config = &context.config;
         let url = config.oci_registry_url.value.as_ref().ok_or_else(|| {
             Failure::usage("no registry to write to").with_hint(Some(
-                "name it with --oci, such as --oci ghcr.io/my-org or --oci localhost:5000",
+                "name it with --oci, such as --oci registry.example.com/team or --oci localhost:5000",
             ))
         })?;
         let endpoint = Endpoint::from_url(url)

@@ -20,8 +20,8 @@ use crate::reference::{BundleId, VersionRef};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  musherfs publish ./my-bundle --oci ghcr.io/my-org --tag latest
-  musherfs publish ./my-fork --oci ghcr.io/my-org --mount-from acme/code-review
+  musherfs publish ./my-bundle --oci registry.example.com/team --tag latest
+  musherfs publish ./my-fork --oci registry.example.com/team --mount-from acme/code-review
   musherfs publish --oci localhost:5000 --json")]
 pub(super) struct Args {
     /// The directory that has the musher.yaml

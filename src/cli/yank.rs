@@ -19,7 +19,7 @@ const MAX_REASON: usize = 1000;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  musherfs yank acme/kit@1.2.0 --oci ghcr.io/my-org --reason 'leaks a secret'")]
+  musherfs yank acme/kit@1.2.0 --oci registry.example.com/team --reason 'leaks a secret'")]
 pub(super) struct YankArgs {
     #[command(flatten)]
     version: VersionArg,
@@ -39,7 +39,7 @@ pub(super) struct YankArgs {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  musherfs unyank acme/kit@1.2.0 --oci ghcr.io/my-org")]
+  musherfs unyank acme/kit@1.2.0 --oci registry.example.com/team")]
 pub(super) struct UnyankArgs {
     #[command(flatten)]
     version: VersionArg,

@@ -1,8 +1,10 @@
 //! Settings as people write them: `4MiB`, `1m30s`, `yes`. The command line, the environment and the
 //! file all accept the same.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use url::{Host, Url};
@@ -255,9 +257,69 @@ pub fn threads(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("`{text}` is not a number from 2 to 4"))
 }
 
+/// Where numbers for monitoring are to be had: `127.0.0.1:9469`, `[::1]:9469`, `unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// A port of the loopback interface.
+    Tcp(SocketAddr),
+    /// A socket in the filesystem, for its owner only.
+    Unix(PathBuf),
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = paths::absolute(Path::new(path)).map_err(|error| error.to_string())?;
+            return Ok(Self::Unix(path));
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| "neither an address with a port nor unix:PATH".to_owned())?;
+        if !address.ip().is_loopback() {
+            return Err(format!(
+                "{} is not on the loopback interface; put a proxy in front of it",
+                address.ip()
+            ));
+        }
+        Ok(Self::Tcp(address))
+    }
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}/metrics"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_and_unix_sockets_are_listened_on() {
+        let tcp = |text: &str| text.parse::<MetricsAddress>();
+        assert!(matches!(tcp("127.0.0.1:9469"), Ok(MetricsAddress::Tcp(_))));
+        assert!(matches!(tcp("[::1]:0"), Ok(MetricsAddress::Tcp(_))));
+        assert_eq!(
+            tcp("unix:/run/m.sock"),
+            Ok(MetricsAddress::Unix("/run/m.sock".into()))
+        );
+        for text in [
+            "0.0.0.0:9469",
+            "192.0.2.1:80",
+            "[::]:1",
+            "9469",
+            "localhost:1",
+            "",
+        ] {
+            assert!(tcp(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

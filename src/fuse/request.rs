@@ -3,6 +3,7 @@
 //! Everything below keeps the deadline by itself. Whatever is lost there all the same is answered
 //! here a moment later, and counted: a reader never waits for somebody who has forgotten it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use fuser::{Errno, INodeNo, Request};
@@ -66,7 +67,7 @@ impl Fuse {
     ) {
         // The layers below spawn tasks of their own.
         let _runtime = self.runtime.enter();
-        match answer() {
+        match unharmed(answer) {
             Answer::Now(answer) => reply(self, self.settle(&asked, answer)),
             Answer::Later(answer) => {
                 let edge = self.clone();
@@ -154,6 +155,15 @@ impl Fuse {
     }
 }
 
+/// The answer, or that there is none because of a mistake in this program: a FUSE thread that panics is
+/// one fewer from then on.
+pub(super) fn unharmed<T>(answer: impl FnOnce() -> Answer<T>) -> Answer<T> {
+    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+        let problem = "a request panicked; the log has where".to_owned();
+        Answer::Now(Err(Error::Internal(problem)))
+    })
+}
+
 /// What the counters call an error number.
 fn outcome(errno: Errno) -> Outcome {
     match errno.code() {
@@ -217,6 +227,27 @@ mod tests {
             metrics,
         });
         Fuse::new(fs, Handle::current(), (0, 0))
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_an_error_and_the_thread_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let edge = edge(dir.path(), Duration::from_secs(10));
+        let asked = Asked {
+            operation: Operation::Lookup,
+            ino: 1,
+            name: None,
+            pid: 0,
+            since: Instant::now(),
+        };
+        let (sender, mut answered) = oneshot::channel();
+        edge.answer(
+            asked,
+            || -> Answer<()> { panic!("on purpose") },
+            move |_, answer| assert!(sender.send(answer).is_ok()),
+        );
+        let answer = answered.try_recv().unwrap();
+        assert_eq!(answer.unwrap_err().code(), libc::EIO);
     }
 
     #[tokio::test(start_paused = true)]

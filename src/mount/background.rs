@@ -211,7 +211,10 @@ impl Daemon {
             && let Some(mut child) = self.child.take()
         {
             let _ = child.kill();
-            let _ = child.wait();
+            self.child = Some(child);
+            // It does not end while it waits in a filesystem that hangs, and nobody else has to.
+            self.wait(FAREWELL);
+            self.child = None;
         }
     }
 

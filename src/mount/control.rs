@@ -33,7 +33,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use super::mountinfo::MountId;
@@ -160,9 +161,36 @@ pub fn listen(runtime_dir: &Path, control: Arc<Control>) -> crate::error::Result
 impl Listening {
     /// Answers until the future is dropped.
     pub async fn serve(self) {
-        if let Err(error) = axum::serve(self.listener, self.router).await {
+        if let Err(error) = axum::serve(Own(self.listener), self.router).await {
             warn!(%error, "the control socket failed");
         }
+    }
+}
+
+/// A socket that nobody but this user and root is answered at: the kernel tells who asks.
+struct Own(UnixListener);
+
+impl axum::serve::Listener for Own {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        let me = rustix::process::geteuid().as_raw();
+        loop {
+            // The listener's own waits for better times when there are no descriptors left.
+            let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+            match stream.peer_cred() {
+                Ok(asking) if [0, me].contains(&asking.uid()) => return (stream, address),
+                asking => warn!(
+                    ?asking,
+                    "somebody else at the control socket was turned away"
+                ),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 }
 

@@ -30,6 +30,7 @@ use super::{invalidate, mount_and_serve, resume, serve, service};
 use super::{stay, stay_kept, stay_stored};
 use crate::care::keeper::Keeper;
 use crate::client::Client;
+use crate::config::value::MetricsAddress;
 use crate::fs::{self, Fs};
 use crate::fuse::{Fuse, Handshake};
 use crate::store::journal::Journal;
@@ -63,7 +64,7 @@ pub struct Plan {
     /// How the log's level is changed at run time.
     pub set_log: Option<SetLog>,
     /// Where the numbers for monitoring are to be had.
-    pub metrics: Option<metrics::Address>,
+    pub metrics: Option<MetricsAddress>,
 }
 
 /// Mounts and serves until the mount is gone or a signal ends it.
@@ -148,8 +149,14 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
                 Ok(started) => {
                     info!(dir = %started.mounted.dir().display(), started.registry, "serving");
                     let handshake = started.handshake.filter(|_| first);
-                    let orders = keeper_waits.ready(handshake).map_err(keeper)?;
-                    started.stay_kept(&mut signals, orders).await
+                    match keeper_waits.ready(handshake) {
+                        Ok(orders) => started.stay_kept(&mut signals, orders).await,
+                        Err(error) => {
+                            warn!(%error, "nobody knows of this mount: unmounting");
+                            let _ = started.mounted.unmount_or_detach();
+                            Err(keeper(error))
+                        }
+                    }
                 }
                 Err(error) => {
                     let _ = keeper_waits.failed(Failure::from(&error));
@@ -342,7 +349,7 @@ impl Started {
 
 /// Serves the numbers for monitoring on `address`, as soon as it can be had if it is not yet.
 async fn serve_numbers(
-    address: metrics::Address,
+    address: MetricsAddress,
     endpoint: Option<metrics::Endpoint>,
     control: Arc<Control>,
 ) {

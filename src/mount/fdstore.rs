@@ -33,9 +33,10 @@ use rustix::net::{
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::keeper::{Given, Held};
+use super::keeper::{Given, Held, NUMBERS};
 use super::resume::Placeholder;
 use super::{Mounted, touch, unmount};
 use crate::config::service::ServiceManager;
@@ -54,6 +55,22 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long the service manager may take to let go of a device that it was told to.
 const RELEASE: Duration = Duration::from_secs(5);
+
+/// What is kept beside the device.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    /// How nodes are numbered. The kernel knows them by that, so a daemon that numbers them in another
+    /// way cannot go on.
+    #[serde(default = "first_numbers")]
+    numbers: String,
+    #[serde(flatten)]
+    held: Held,
+}
+
+/// Those of the versions that did not write them down.
+fn first_numbers() -> String {
+    "musherfs-1".to_owned()
+}
 
 /// The service manager as a keeper.
 #[derive(Debug)]
@@ -120,8 +137,12 @@ impl Store {
         file.rewind()?;
         let mut bytes = Vec::new();
         file.take(LIMIT).read_to_end(&mut bytes)?;
-        let held: Held = serde_json::from_slice(&bytes)?;
-        match held.with_descriptor(device) {
+        let state: State = serde_json::from_slice(&bytes)?;
+        if state.numbers != NUMBERS {
+            let why = format!("it numbers nodes as {}, not as {NUMBERS}", state.numbers);
+            return Err(io::Error::other(why));
+        }
+        match state.held.with_descriptor(device) {
             (mounted, Some(handshake)) => Ok((mounted, handshake)),
             (_, None) => Err(io::ErrorKind::InvalidData.into()),
         }
@@ -170,7 +191,11 @@ impl Store {
     pub(super) fn keep(&self, mounted: &Mounted, handshake: Handshake) -> io::Result<()> {
         let state = rustix::fs::memfd_create("musherfs", MemfdFlags::CLOEXEC)?;
         let mut state = File::from(state);
-        serde_json::to_writer(&state, &Held::new(mounted, Some(handshake)))?;
+        let kept = State {
+            numbers: NUMBERS.to_owned(),
+            held: Held::new(mounted, Some(handshake)),
+        };
+        serde_json::to_writer(&state, &kept)?;
         state.flush()?;
         self.clear();
         let message = |name| format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
@@ -275,6 +300,30 @@ fn output_of(mut command: Command, patience: Duration) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Takes over what is described by `text`.
+    fn kept(text: &str) -> io::Result<(Mounted, Handshake)> {
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            OwnedFd::from(file)
+        };
+        Store::read(file(b""), file(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_mount_whose_nodes_are_numbered_in_another_way_is_not_gone_on_with() {
+        let held = r#""dir":[47,109],"id":{"id":7,"device":{"major":0,"minor":9}},
+            "handshake":{"minor":45,"offered":0,"agreed":0}"#;
+        for former in [
+            format!("{{{held}}}"),
+            format!(r#"{{"numbers":"musherfs-1",{held}}}"#),
+        ] {
+            assert_eq!(kept(&former).unwrap().0.dir(), Path::new("/m"));
+        }
+        let other = kept(&format!(r#"{{"numbers":"musherfs-2",{held}}}"#));
+        assert!(other.unwrap_err().to_string().contains("musherfs-2"));
+    }
 
     #[test]
     fn a_restart_is_told_from_a_stop() {

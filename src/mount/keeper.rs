@@ -20,7 +20,8 @@
 //!   that it is prepared; and if it then fails, the former one is started again.
 //! * SIGTERM and SIGINT, here or to the daemon, unmount; a mount that cannot be removed is served on
 //!   until the second one. When the mount is gone, so is the keeper.
-//! * If the keeper itself is killed, the daemon goes on, and nobody replaces it.
+//! * If the keeper itself is killed, the daemon goes on, and nobody replaces it. If that happens while
+//!   one takes over from another, one of them does ([`Daemon::stand_by`]).
 //!
 //! No thread of the keeper ever waits in the mount: see [`probe`].
 
@@ -53,7 +54,7 @@ pub(crate) use door::Request;
 pub(crate) use door::ask as ask_door;
 pub use door::{Kept, find};
 use link::ToKeeper;
-pub(crate) use link::{Held, Link};
+pub(crate) use link::{Held, Link, NUMBERS};
 use succession::{Daemons, Succession};
 pub use ward::{Given, Order, Orders, Serving, Ward};
 
@@ -238,6 +239,10 @@ impl Daemons for Turn {
     type Daemon = Daemon;
     type HalfDead = HalfDead;
     type Failure = MountError;
+
+    fn stand_by(&self, daemon: &mut Daemon, former: &Daemon) -> Result<()> {
+        daemon.stand_by(&self.mounted, self.handshake, former)
+    }
 
     fn serve(&self, daemon: &mut Daemon) -> Result<()> {
         let handshake = Some(self.handshake);
@@ -543,7 +548,7 @@ impl Keeper {
             from: former.map_or_else(String::new, |daemon| daemon.version.clone()),
             to: next.version.clone(),
         };
-        // Should that fail, nobody serves.
+        // Should that fail, nobody may serve.
         self.due = Instant::now();
         self.turn.patience = timing.upgrade;
         self.daemons

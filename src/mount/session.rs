@@ -40,8 +40,7 @@ impl Serving {
     ///
     /// # Errors
     ///
-    /// What went wrong, unless the mount was just unmounted or aborted: reading the device
-    /// failed, or a request panicked.
+    /// What went wrong, unless the mount was just unmounted or aborted: reading the device failed.
     pub async fn ended(&self) -> io::Result<()> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.as_deref() {

@@ -13,6 +13,7 @@
 //! An answer is an answer, whatever its status: [`HttpClient::get`] fails only if there is none.
 //! [`Response::error`] is the one table from statuses to errors.
 
+mod names;
 pub mod problem;
 mod retry;
 mod upload;

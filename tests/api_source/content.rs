@@ -312,9 +312,7 @@ async fn content_that_is_stuck_keeps_no_name_waiting() {
     let reads: Vec<_> = (0..2 * MAX_IN_FLIGHT)
         .map(|_| tokio::spawn(read()))
         .collect();
-    while server.requests().len() < MAX_IN_FLIGHT {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.wait_for(MAX_IN_FLIGHT).await;
     for _ in 0..10 {
         resolve().await;
     }

@@ -1,6 +1,6 @@
 //! Killed at any moment, commands leave a cache that needs no repair.
 //!
-//! As long as a test may take, or a thousand times (`MUSHERFS_PROVE=long`).
+//! 250 times, or a thousand (`MUSHERFS_PROVE=long`).
 
 use std::fs;
 use std::process::Stdio;
@@ -8,13 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::house::{House, files_below, is_long, set_age};
 
-/// How long the loop runs, and after how many kills it has seen enough.
-fn bounds() -> (Duration, u32) {
-    match is_long() {
-        true => (Duration::from_secs(600), 1000),
-        false => (Duration::from_secs(20), u32::MAX),
-    }
-}
+/// Generous for all of it: only a command that cannot be killed at work takes as long.
+const DEADLINE: Duration = Duration::from_secs(600);
 
 #[test]
 fn no_kill_leaves_a_bad_blob_or_something_that_clean_cannot_take_away() {
@@ -40,10 +35,11 @@ fn no_kill_leaves_a_bad_blob_or_something_that_clean_cannot_take_away() {
         &["cache", "clean"],
         &["pin", "acme/kit@1.1.0"],
     ];
-    let (time, enough) = bounds();
+    let enough = if is_long() { 1000 } else { 250 };
     let start = Instant::now();
     let (mut runs, mut kills, mut seed) = (0, 0, 0x2545_f491_4f6c_dd1d_u64);
-    while kills < enough && start.elapsed() < time {
+    while kills < enough {
+        assert!(start.elapsed() < DEADLINE, "only {kills} kills of {runs}");
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
@@ -71,10 +67,6 @@ fn no_kill_leaves_a_bad_blob_or_something_that_clean_cannot_take_away() {
         }
     }
     let took = start.elapsed();
-    match is_long() {
-        true => assert_eq!(kills, enough, "in {took:?}"),
-        false => assert!(kills > 50, "only {kills} kills"),
-    }
 
     assert!(house.ok(&["cache", "verify"]).ends_with(" 0 damaged\n"));
     for version in versions {

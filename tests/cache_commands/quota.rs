@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::house::{House, files_below, is_long};
 use crate::support::cache::taken_at_once;
-use crate::support::fuse::{require_fuse, skip};
+use crate::support::fuse::{require_fuse, require_root};
 use crate::support::registry::PATIENCE;
 
 const MIB: u64 = 1 << 20;
@@ -90,14 +90,7 @@ impl Drop for Daemon {
 }
 
 fn can_mount() -> bool {
-    if !require_fuse() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        skip("it mounts as root");
-        return false;
-    }
-    true
+    require_fuse() && require_root()
 }
 
 /// Text that is every file's own.

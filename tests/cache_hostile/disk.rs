@@ -11,6 +11,7 @@ use musherfs::error::Error;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
 
+use crate::fuse::cannot_run;
 use crate::{bytes, files, host, manifest, now, write_blob};
 
 /// Collects what the log says on this thread.
@@ -99,14 +100,14 @@ fn the_wrong_bytes_are_refused_in_memory_too() {
 struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    /// `None`, said aloud, where this process may not mount.
+    /// `None` where this process may not mount, and the test cannot run.
     fn of_kib(kib: usize) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = CString::new(format!("size={kib}k,mode=0700")).unwrap();
         match mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), &*options) {
             Ok(()) => Some(Self(dir)),
             Err(error) => {
-                eprintln!("SKIPPED: cannot mount a tmpfs here: {error}");
+                cannot_run(&format!("a tmpfs cannot be mounted: {error}"));
                 None
             }
         }

@@ -1,8 +1,11 @@
 //! A cache under attack: links, damaged and full disks, other programs that clean meanwhile.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod disk;
+#[path = "../support/fuse.rs"]
+#[allow(dead_code)]
+mod fuse;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};

@@ -5,6 +5,7 @@
 mod messages;
 mod publishing;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -253,6 +254,25 @@ fn completions_are_scripts_that_their_shells_accept() {
     assert!(checked.unwrap().success());
 }
 
+/// The words of every command below the one of these words, as help lists them.
+fn commands_below(home: &Home, words: &[&str]) -> Vec<String> {
+    let output = home.run(&[words, &["--help"]].concat());
+    let help = stdout(&output);
+    // Behind the options there are examples, which look alike.
+    let (listed, _) = help.split_once("\nOptions:").unwrap();
+    let lines = listed.lines().filter_map(|line| line.strip_prefix("  "));
+    let names = lines.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+    names
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .flat_map(|name| {
+            let words = [words, &[name]].concat();
+            let below = commands_below(home, &words);
+            std::iter::once(words.join(" ")).chain(below)
+        })
+        .collect()
+}
+
 #[test]
 fn the_manual_has_a_page_for_every_command() {
     let home = Home::new();
@@ -262,10 +282,18 @@ fn the_manual_has_a_page_for_every_command() {
     let output = home.run(&["man", "--dir", "share/man1"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stdout(&output), "");
-    for page in ["musherfs", "musherfs-mount", "musherfs-registry-serve"] {
-        let path = home.path().join(format!("share/man1/{page}.1"));
-        assert!(path.is_file(), "{}", path.display());
-    }
+    let commands = commands_below(&home, &[]);
+    assert!(commands.contains(&"registry serve".to_owned()));
+    let mut expected: BTreeSet<String> = commands
+        .iter()
+        .map(|words| format!("musherfs-{}.1", words.replace(' ', "-")))
+        .collect();
+    expected.insert("musherfs.1".to_owned());
+    let written: BTreeSet<String> = fs::read_dir(home.path().join("share/man1"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(written, expected);
 
     fs::write(home.path().join("file"), "").unwrap();
     assert_fails(&home.run(&["man", "--dir", "file"]), 1, "file");

@@ -244,6 +244,35 @@ fn a_mount_that_fails_leaves_no_directory_behind() {
 }
 
 #[test]
+fn a_mount_that_is_only_checked_is_not_made_and_wrong_settings_are_found() {
+    let home = Home::new();
+    let url = nobody();
+    let check = ["mount", "--check", "--api-url", &url, "new/mnt"];
+    let output = home.run(&check);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((output.stdout.len(), stderr(&output)), (0, ""));
+    assert!(!home.path().join("new").exists());
+    // As a service says it, and what another process has is no reason against it.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let service = [
+        "mount",
+        "--foreground",
+        "--fd-store",
+        "--marker",
+        "new/mnt",
+        "--check",
+    ];
+    let settings = [("MUSHERFS_METRICS", &*address), ("MUSHERFS_THREADS", "9")];
+    let with = |settings: &[(&str, &str)]| {
+        let mut command = home.command(&service);
+        command.envs(settings.iter().copied()).output().unwrap()
+    };
+    assert!(with(&settings[..1]).status.success());
+    assert_fails(&with(&settings), 4, "MUSHERFS_THREADS");
+}
+
+#[test]
 fn an_outage_is_told_once() {
     let home = Home::new();
     let url = nobody();

@@ -7,30 +7,13 @@ mod support;
 
 use std::process::{Command, Stdio};
 
-use support::fuse::{require_fuse, skip};
+use support::fuse::{require_fuse, require_program, require_root};
 use support::registry::TestRegistry;
 
-/// Whether containers can be run here; says so loudly if not.
+/// Whether containers can be run here, in a mount namespace of their own.
 fn can_run() -> bool {
-    if !require_fuse() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        skip("it needs a mount namespace of its own");
-        return false;
-    }
-    for tool in ["crun", "bwrap", "busybox", "unshare"] {
-        let found = Command::new(tool)
-            .arg("--help")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if found.is_err() {
-            skip(&format!("{tool} is not installed"));
-            return false;
-        }
-    }
-    true
+    let tools = ["crun", "bwrap", "busybox", "unshare"];
+    require_fuse() && require_root() && tools.into_iter().all(require_program)
 }
 
 #[test]

@@ -12,7 +12,7 @@ use musherfs::mount::mountinfo::MountTable;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::support::fuse::{require_fuse, skip};
+use crate::support::fuse::{need_not_run, require_fuse, require_root};
 use crate::support::registry::TestRegistry;
 
 /// Generous: only a defect takes as long.
@@ -22,11 +22,7 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_musherfs");
 
 /// Whether kernel mounts can be made, and daemons replaced.
 pub(crate) fn can_mount() -> bool {
-    if !require_fuse() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        skip("it mounts as root");
+    if !require_fuse() || !require_root() {
         return false;
     }
     let release = rustix::system::uname();
@@ -36,7 +32,7 @@ pub(crate) fn can_mount() -> bool {
         .map(|number| number.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (6, 9) {
-        skip("the kernel cannot resend requests");
+        need_not_run("the kernel cannot resend requests: Linux 6.9 can");
         return false;
     }
     true

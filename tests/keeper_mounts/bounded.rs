@@ -12,7 +12,11 @@ use crate::keeper_harness::house::{House, can_mount};
 use crate::support::registry::RouteKind;
 
 const STUCK: usize = 500;
+/// Of content, and of names, as the mount is told below.
 const DEADLINE: Duration = Duration::from_secs(8);
+const NAMES_DEADLINE: Duration = Duration::from_secs(3);
+/// How much later the last of so many may be told, on a machine that is busy.
+const DELAY: Duration = Duration::from_secs(10);
 
 #[test]
 fn five_hundred_stuck_readers_end_by_their_deadline_and_delay_nobody() {
@@ -92,6 +96,8 @@ fn five_hundred_stuck_readers_end_by_their_deadline_and_delay_nobody() {
         latest = latest.max(took);
     }
     eprintln!("cached reads took {slowest:?} at most, stuck ones ended after {latest:?}");
+    // One that had waited for the registry would have done so for a deadline, be it a name's.
+    assert!(slowest < NAMES_DEADLINE, "{slowest:?}");
     // The kernel asks a failed READ twice; the second answer comes from memory.
-    assert!(latest < DEADLINE + Duration::from_secs(30), "{latest:?}");
+    assert!(latest < DEADLINE + DELAY, "{latest:?}");
 }

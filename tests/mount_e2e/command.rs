@@ -6,9 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::Signal;
 
-use crate::support::fuse::require_fuse;
+use crate::support::fuse::{require_fuse, require_root};
 use crate::support::mount::{
-    Home, Place, TestMount, Tmpfs, fs_types, is_root, names, run, said, succeed, within,
+    Home, Place, TestMount, Tmpfs, fs_types, names, run, said, succeed, within,
 };
 use crate::support::registry::{RouteKind, TestRegistry};
 
@@ -275,7 +275,7 @@ fn a_signal_while_a_reader_waits_ends_the_daemon_and_releases_the_reader() {
 
 #[test]
 fn an_outside_umount_ends_the_daemon() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = registry();
@@ -287,7 +287,7 @@ fn an_outside_umount_ends_the_daemon() {
 
 #[test]
 fn a_daemon_never_unmounts_what_somebody_else_put_in_its_place() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = registry();

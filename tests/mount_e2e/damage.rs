@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use crate::support::fuse::require_fuse;
-use crate::support::mount::{Home, TestMount, Tmpfs, forget_pages, is_root};
+use crate::support::fuse::{require_fuse, require_root};
+use crate::support::mount::{Home, TestMount, Tmpfs, forget_pages};
 use crate::support::registry::{RouteKind, TestRegistry};
 
 const CONTENT: &[u8] = b"the right content\n";
@@ -193,7 +193,7 @@ fn a_cache_that_is_removed_while_mounted_is_made_anew() {
 
 #[test]
 fn a_full_disk_is_noticed_by_nobody_who_reads() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = TestRegistry::start();
@@ -228,7 +228,7 @@ fn a_full_disk_is_noticed_by_nobody_who_reads() {
 
 #[test]
 fn a_read_only_cache_is_used_and_not_written() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = registry();

@@ -11,8 +11,8 @@ use rustix::fs::{
 };
 use rustix::process::{getegid, geteuid};
 
-use crate::support::fuse::require_fuse;
-use crate::support::mount::{TestMount, eventually, is_root, name_of, run};
+use crate::support::fuse::{require_fuse, require_root};
+use crate::support::mount::{TestMount, eventually, name_of, run};
 use crate::support::registry::TestRegistry;
 
 /// Every way to change something: what it is, and the error number that came of it.
@@ -111,7 +111,7 @@ fn every_change_is_refused_as_on_a_read_only_filesystem() {
 
 #[test]
 fn changes_are_refused_even_when_root_has_made_the_mount_writable() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = TestRegistry::start();

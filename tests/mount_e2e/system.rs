@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use crate::command::registry;
-use crate::support::fuse::{require_fuse, skip};
-use crate::support::mount::{Home, Place, TestMount, fs_types, is_root, said, succeed};
+use crate::support::fuse::{cannot_run, require_fuse, require_program, require_root};
+use crate::support::mount::{Home, Place, TestMount, fs_types, said, succeed};
 use crate::support::registry::TestRegistry;
 
 const NOBODY: &str = "65534";
@@ -71,14 +71,14 @@ fn mount8(mount: &str, environment: &[(&str, &str)]) -> Output {
 fn has_mount_fuse() -> bool {
     let has = Path::new("/sbin/mount.fuse").exists() && Path::new("/usr/local/sbin").is_dir();
     if !has {
-        skip("mount.fuse is not installed");
+        cannot_run("mount.fuse is not installed");
     }
     has
 }
 
 #[test]
 fn mount8_mounts_by_type() {
-    if !require_fuse() || !is_root() || !has_mount_fuse() {
+    if !require_fuse() || !require_root() || !has_mount_fuse() {
         return;
     }
     let registry = registry();
@@ -112,7 +112,7 @@ fn mount8_mounts_by_type() {
 
 #[test]
 fn fstab_lines_mount() {
-    if !require_fuse() || !is_root() || !has_mount_fuse() {
+    if !require_fuse() || !require_root() || !has_mount_fuse() {
         return;
     }
     let registry = registry();
@@ -134,7 +134,7 @@ fn fstab_lines_mount() {
 
 #[test]
 fn the_helpers_calling_convention_is_understood() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = registry();
@@ -184,7 +184,7 @@ fn the_helpers_calling_convention_is_understood() {
 
 #[test]
 fn other_users_see_the_mount_only_if_they_may() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let registry = registry();
@@ -216,7 +216,7 @@ fn other_users_see_the_mount_only_if_they_may() {
 
 #[test]
 fn a_plain_user_mounts_reads_and_unmounts() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() || !require_program("fusermount3") {
         return;
     }
     let registry = registry();
@@ -228,7 +228,6 @@ fn a_plain_user_mounts_reads_and_unmounts() {
     let session = r#"
         set -eu
         cd "$HOME"
-        command -v fusermount3 >/dev/null || exit 77
         ./../musherfs mount --api-url "$URL" mnt
         cat mnt/acme/kit/a.md
         test "$(stat -c %u:%a mnt/acme/kit@1.0.0/a.md)" = "$(id -u):444"
@@ -281,10 +280,6 @@ fn a_plain_user_mounts_reads_and_unmounts() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    if output.status.code() == Some(77) {
-        skip("fusermount3 is not installed");
-        return;
-    }
     assert!(output.status.success(), "{}", said(&output));
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(printed, "a\n1\ndone\n", "{}", said(&output));

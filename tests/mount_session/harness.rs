@@ -16,7 +16,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::roles::{ENTRY, this_test};
-use crate::support::fuse::{require_fuse, skip};
+use crate::support::fuse::{require_fuse, require_root};
 use crate::tiny::{Requests, Tiny};
 
 /// Generous: only a defect takes as long.
@@ -24,14 +24,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether kernel mounts can be made by this process itself.
 pub(crate) fn can_mount() -> bool {
-    if !require_fuse() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        skip("it mounts as root");
-        return false;
-    }
-    true
+    require_fuse() && require_root()
 }
 
 /// A mount that is served by this process, whose directory is cleared however a test ends.

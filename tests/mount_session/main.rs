@@ -26,7 +26,7 @@ use harness::{
     start_daemon,
 };
 use roles::{DIR, ENTRY, NOBODY, ROLE, ROOTS, this_test};
-use support::fuse::skip;
+use support::fuse::{cannot_run, require_program};
 use tiny::HELLO;
 
 #[test]
@@ -218,7 +218,7 @@ fn a_mapped_file_and_a_mount_below_keep_it_busy() {
         let part = format!("(pid {}, mapped file)", user.0.id());
         assert!(text.contains(&part), "{text}");
     } else {
-        skip("the mapped file: python3 is not installed");
+        cannot_run("the mapped file: python3 is not installed");
     }
 
     // A file can be mounted on, too.
@@ -437,7 +437,7 @@ fn warming_up_teaches_the_kernel_what_need_not_be_asked() {
 
 #[test]
 fn a_plain_user_mounts_through_fusermount3() {
-    if !can_mount() {
+    if !can_mount() || !require_program("fusermount3") {
         return;
     }
     let base = tempfile::tempdir().unwrap();
@@ -474,10 +474,6 @@ fn a_plain_user_mounts_through_fusermount3() {
         .env(ROOTS, &roots.dir.0)
         .output()
         .unwrap();
-    if output.status.code() == Some(77) {
-        skip("fusermount3 is not installed");
-        return;
-    }
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),

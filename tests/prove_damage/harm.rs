@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, chown, symlink};
 use std::path::Path;
 
-use crate::support::fuse::skip;
+use crate::support::fuse::cannot_run;
 use crate::support::prove::Random;
 
 /// Changes one byte, in place.
@@ -69,7 +69,7 @@ impl Harm {
     pub(crate) fn all() -> Vec<Self> {
         let mut all = Self::ALL.to_vec();
         if Self::skipped() > 0 {
-            skip("only root can give files away: nothing is tried with those of others");
+            cannot_run("only root can give files away: nothing is tried with those of others");
             all.retain(|harm| *harm != Self::Owner);
         }
         all

@@ -22,8 +22,8 @@ use serde_json::json;
 
 use deaths::{Deaths, Load, Wanted, end};
 use support::cache::taken_at_once;
-use support::fuse::require_fuse;
-use support::mount::{DEADLINE, Home, TestMount, eventually, forget_pages, is_root, said, within};
+use support::fuse::{require_fuse, require_root};
+use support::mount::{DEADLINE, Home, TestMount, eventually, forget_pages, said, within};
 use support::prove::{Proof, Random};
 use support::registry::{Effect, Fault, TestRegistry};
 use users::{Others, User};
@@ -89,7 +89,7 @@ fn read(dir: &Path, file: &(String, Vec<u8>)) -> Result<(), String> {
 
 #[test]
 fn whoever_and_however_many_want_a_file_it_is_downloaded_once_a_cache() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let proof = Proof::start(
@@ -308,7 +308,7 @@ impl Drop for Churn {
 
 #[test]
 fn processes_that_are_killed_at_random_disturb_no_reader_and_no_limit() {
-    if !require_fuse() || !is_root() {
+    if !require_fuse() || !require_root() {
         return;
     }
     let proof = Proof::start(

@@ -116,8 +116,10 @@ pub(crate) struct Rig {
     inodes: HashMap<PathBuf, u64>,
     /// What the mount may take for one request.
     deadline: Duration,
-    /// What any answer may take. It may be for a few requests, but the first that takes all of its
-    /// time fails, or lets the others be told at once that nobody answers.
+    /// What any answer may take. It may be for a few requests: a name is asked for, or its list of files,
+    /// and then content. The first of each that takes all of its time fails, or lets the others be
+    /// told at once that nobody answers; but that there is no content is not known from that there are
+    /// no names.
     limit: Duration,
     tally: Tally,
 }
@@ -134,7 +136,7 @@ impl Rig {
             caller: Caller::new(),
             inodes: HashMap::new(),
             deadline,
-            limit: deadline + slack,
+            limit: 2 * deadline + slack,
             tally: Tally::default(),
         };
         rig.mount();

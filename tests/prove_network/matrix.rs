@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::proxy::{FAULTS, Fault, Proxy};
-use crate::support::fuse::require_fuse;
+use crate::support::fuse::{require_fuse, require_root};
 use crate::support::mount::{
-    Home, TestMount, eventually, forget_pages, is_root, name_of, number, read, within,
+    Home, TestMount, eventually, forget_pages, name_of, number, read, within,
 };
 use crate::support::prove::Proof;
 use crate::support::registry::TestRegistry;
@@ -391,7 +391,7 @@ fn every_call_ends_in_time_with_the_documented_error() {
     );
     let mut random = proof.random();
     // A resolver of one's own takes a mount namespace.
-    let has_names = is_root();
+    let has_names = require_root();
     let mut cases: Vec<_> = [Kind::Api, Kind::Oci]
         .into_iter()
         .flat_map(|kind| FAULTS.map(|fault| (kind, fault)))

@@ -36,11 +36,15 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     if !require_fuse() {
         return;
     }
-    let proof = Proof::start(
+    let mut proof = Proof::start(
         "a stuck source delays no cached read: p50 ≤ 1.2 ×, p99 ≤ 2 × with 500 readers stuck",
         "cached files past the kernel's cache, while readers of cold files hang, before and after; all \
          reads of all rounds taken together",
     );
+    if !proof.is_long() {
+        // Too few reads for percentiles, and other tests run beside them.
+        proof.promises("no cached read waits for a stuck source, with 100 readers stuck");
+    }
     let readers = proof.pick(100, 500);
     // Many short rounds: what else the machine does then falls on both sides.
     let (rounds, times) = proof.pick((1, 200), (20, 1000));
@@ -103,18 +107,17 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
         }
         free.extend(measure(&mount, times / 2));
     }
-    let ratio = |percent| percentile(&busy, percent) / percentile(&free, percent);
-    let (p50, p99) = (ratio(50), ratio(99));
+    mount.unmount();
+    let mut numbers = json!({"readers stuck": readers, "reads measured": rounds * times});
     if proof.is_long() {
+        let ratio = |percent| percentile(&busy, percent) / percentile(&free, percent);
+        let (p50, p99) = (ratio(50), ratio(99));
+        numbers["µs p50 without them"] = percentile(&free, 50).into();
+        numbers["× p50"] = format!("{p50:.2}").into();
+        numbers["µs p99 without them"] = percentile(&free, 99).into();
+        numbers["× p99"] = format!("{p99:.2}").into();
+        proof.saw(&numbers);
         assert!(p50 <= 1.2 && p99 <= 2.0, "p50 × {p50:.2}, p99 × {p99:.2}");
     }
-    mount.unmount();
-    proof.held(json!({
-        "readers stuck": readers,
-        "reads measured": rounds * times,
-        "µs p50 without them": percentile(&free, 50),
-        "× p50": format!("{p50:.2}"),
-        "µs p99 without them": percentile(&free, 99),
-        "× p99": format!("{p99:.2}"),
-    }));
+    proof.held(numbers);
 }

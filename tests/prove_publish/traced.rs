@@ -10,7 +10,7 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
-use crate::support::fuse::skip;
+use crate::support::fuse::cannot_run;
 
 /// The n-th call of a kind that a thread makes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,7 +37,7 @@ impl Point {
     }
 }
 
-/// Whether programs can be traced here; says so if not.
+/// Whether programs can be traced here; if not, the test cannot run.
 pub(crate) fn is_installed() -> bool {
     let traced = Command::new("strace")
         .args(["-f", "-o", "/dev/null", "true"])
@@ -45,7 +45,7 @@ pub(crate) fn is_installed() -> bool {
         .status();
     let works = traced.is_ok_and(|status| status.success());
     if !works {
-        skip("strace is not installed, or may not trace");
+        cannot_run("strace is not installed, or may not trace");
     }
     works
 }

@@ -130,6 +130,15 @@ impl Daemons for Turn {
     type HalfDead = HalfDead;
     type Failure = ();
 
+    fn stand_by(&self, daemon: &mut Daemon, _: &Daemon) -> Result<(), ()> {
+        // One that has ended before it was to serve.
+        if thread_rng().gen_range(0..8) == 0 {
+            daemon.is_to_end.store(true, SeqCst);
+            return Err(());
+        }
+        Ok(())
+    }
+
     fn serve(&self, daemon: &mut Daemon) -> Result<(), ()> {
         daemon.serves.store(true, SeqCst);
         if thread_rng().gen_range(0..6) == 0 {

@@ -13,26 +13,29 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::fuse::{require_fuse, skip};
-use support::mount::{is_root, said};
+use support::fuse::{cannot_run, need_not_run, require_fuse, require_root};
+use support::mount::said;
 use support::prove::Proof;
 
 /// Whether there is a systemd to be started, and control groups to put it into.
 fn has_systemd() -> bool {
+    if !Path::new("/usr/lib/systemd/systemd").exists() {
+        cannot_run("systemd is not installed");
+        return false;
+    }
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let has_groups = mounts
         .lines()
         .any(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let is_there = Path::new("/usr/lib/systemd/systemd").exists() && has_groups;
-    if !is_there {
-        skip("it needs systemd, and control groups of version 2");
+    if !has_groups {
+        need_not_run("there are no control groups of version 2");
     }
-    is_there
+    has_groups
 }
 
 #[test]
 fn restarts_crashes_and_the_watchdog_are_a_pause_and_nothing_else() {
-    if !require_fuse() || !is_root() || !has_systemd() {
+    if !require_fuse() || !require_root() || !has_systemd() {
         return;
     }
     let proof = Proof::start(

@@ -285,15 +285,19 @@ impl FaultServer {
         requests.iter().filter(|request| wanted(request)).count()
     }
 
-    /// Waits until at least `count` requests have arrived.
-    pub fn wait_for(&self, count: usize) {
-        let requests = self.shared.requests.lock().unwrap();
-        let (requests, waited) = self
-            .shared
-            .arrived
-            .wait_timeout_while(requests, Duration::from_secs(60), |r| r.len() < count)
-            .unwrap();
-        assert!(!waited.timed_out(), "only {} requests came", requests.len());
+    /// Waits until at least `count` requests have arrived, in a thread of its own: whoever asks may
+    /// be a task of this one.
+    pub async fn wait_for(&self, count: usize) {
+        let shared = Arc::clone(&self.shared);
+        let waiting = tokio::task::spawn_blocking(move || {
+            let requests = shared.requests.lock().unwrap();
+            let (requests, waited) = shared
+                .arrived
+                .wait_timeout_while(requests, Duration::from_secs(60), |r| r.len() < count)
+                .unwrap();
+            assert!(!waited.timed_out(), "only {} requests came", requests.len());
+        });
+        waiting.await.unwrap();
     }
 }
 

@@ -614,15 +614,6 @@ impl Drop for Tmpfs {
     }
 }
 
-/// Whether this process may mount things besides FUSE.
-pub(crate) fn is_root() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    super::fuse::skip("it needs root");
-    false
-}
-
 /// A process, held by a descriptor.
 struct Process {
     pid: u32,

@@ -50,6 +50,11 @@ impl Proof {
         proof
     }
 
+    /// Says what this form proves instead, where it proves less.
+    pub(crate) fn promises(&mut self, promise: &'static str) {
+        self.promise = promise;
+    }
+
     /// Whether this is the long form, of minutes to hours; the short one takes seconds.
     pub(crate) fn is_long(&self) -> bool {
         self.long

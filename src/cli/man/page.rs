@@ -125,14 +125,15 @@ pub(super) fn settings(command: &Command) -> String {
         let long = flag.strip_prefix("--")?;
         let mut arguments = mount?.get_arguments();
         let argument = arguments.find(|argument| argument.get_long() == Some(long))?;
-        let text = argument.get_help()?.to_string();
+        let text = argument.get_help()?.to_string().replace('\n', " ");
         // The variable has a line of its own.
-        Some(
-            text.split(" [env:")
-                .next()
-                .unwrap_or_default()
-                .replace('\n', " "),
-        )
+        Some(match text.split_once(" [env:") {
+            Some((before, after)) => {
+                let rest = after.split_once(']').map_or("", |(_, rest)| rest);
+                format!("{before}{rest}")
+            }
+            None => text,
+        })
     };
     let mut roff = Roff::new();
     let version = format!("musherfs {}", env!("CARGO_PKG_VERSION"));

@@ -41,6 +41,11 @@ impl Again {
 /// Plays the plan's part.
 pub(super) fn run_with(plan: Plan, again: &Again) -> Result<(), Failure> {
     match plan.role {
+        Role::Check => {
+            plan.check()?;
+            let log = plan.start_log()?;
+            runtime()?.block_on(prepare(plan, log)).map(drop)
+        }
         Role::Starter => {
             plan.check()?;
             start(&plan, again)
@@ -144,7 +149,7 @@ fn keeper_plan(plan: &Plan, again: &Again) -> Result<keeper::Plan, Failure> {
             arguments: again.with(DAEMON_MARK),
             directory: link("/proc/self/cwd")?,
         },
-        marker: plan.marker,
+        marker: plan.context.config.marker.value,
         runtime_dir: Some(plan.context.directories.runtime.clone()),
         timing: keeper::Timing::default(),
     })
@@ -163,10 +168,10 @@ fn serve(plan: Plan, supervisor: Option<Supervisor>) -> Result<(), Failure> {
             Err(failure) => Err(tell(supervisor, failure)),
         }
     });
-    if matches!(ending, Ok(Ending::Retired)) {
+    if matches!(ending, Ok(Ending::Retired) | Err(_)) {
         // Somebody else answers what is under way here: ending the tasks would answer it with an
-        // error first.
-        std::process::exit(0);
+        // error first. The process ends now anyway.
+        std::mem::forget(runtime);
     }
     ending.map(drop)
 }
@@ -193,7 +198,7 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
     let daemon = daemon::Plan {
         dir: plan.mountpoint,
         options: plan.options,
-        marker: plan.marker,
+        marker: config.marker.value,
         client,
         keeper,
         registry: config.registry().to_string(),
@@ -205,7 +210,7 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
             log.set_verbosity(verbosity)
                 .map_err(|error| error.to_string())
         })),
-        metrics: plan.metrics,
+        metrics: config.metrics.value,
     };
     Ok((daemon, demo))
 }

@@ -65,7 +65,7 @@ fn sockets_in(dir: &Path) -> io::Result<Vec<Socket>> {
 }
 
 /// The files `PID.KIND` in a directory that must be this user's alone; none if it is missing.
-pub(super) fn private_files(dir: &Path, kind: &str) -> io::Result<Vec<(PathBuf, u32)>> {
+pub(in crate::mount) fn private_files(dir: &Path, kind: &str) -> io::Result<Vec<(PathBuf, u32)>> {
     let owner = rustix::process::geteuid().as_raw();
     let entries = match std::fs::symlink_metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -18,8 +18,8 @@ use crate::mount::mountinfo::{Device, MountTable};
 /// How often somebody looks for daemons that have come.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long a mount may be without a daemon: as long as a keeper gives one to get ready, and more
-/// than the pauses between its attempts.
+/// How long a mount may be without a daemon: more than the longest pause between a keeper's attempts,
+/// and what a daemon takes to get ready.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Listens to all daemons, also to those that come later.

@@ -13,8 +13,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,10 +31,10 @@ use tokio::sync::Mutex;
 
 use super::process::Process;
 use super::{Control, status};
+use crate::config::value::MetricsAddress;
 use crate::metrics::Counter;
 use crate::metrics::requests::{Operation, Outcome, TIME_BOUNDS};
 use crate::mount::touch::{self, Liveness};
-use crate::paths;
 use crate::source::Source as _;
 use crate::source::breaker::BreakerState;
 
@@ -45,45 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long an answer about readiness is repeated: each costs a process.
 const READY_FOR: Duration = Duration::from_secs(2);
-
-/// Where the numbers are to be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// A port of the loopback interface.
-    Tcp(SocketAddr),
-    /// A socket in the filesystem, for its owner only.
-    Unix(PathBuf),
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = paths::absolute(Path::new(path)).map_err(|error| error.to_string())?;
-            return Ok(Self::Unix(path));
-        }
-        let address: SocketAddr = text
-            .parse()
-            .map_err(|_| "neither an address with a port nor unix:PATH".to_owned())?;
-        if !address.ip().is_loopback() {
-            return Err(format!(
-                "{} is not on the loopback interface; put a proxy in front of it",
-                address.ip()
-            ));
-        }
-        Ok(Self::Tcp(address))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "http://{address}/metrics"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 enum Listener {
     Tcp(TcpListener),
@@ -99,13 +58,13 @@ impl Endpoint {
     /// # Errors
     ///
     /// When it is taken or cannot be had; a socket that nobody listens on any more is replaced.
-    pub async fn bind(address: &Address) -> crate::error::Result<Self> {
+    pub async fn bind(address: &MetricsAddress) -> crate::error::Result<Self> {
         let failed = |error| crate::error::Error::io(address.to_string(), error);
         let listener = match address {
-            Address::Tcp(address) => {
+            MetricsAddress::Tcp(address) => {
                 Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?)
             }
-            Address::Unix(path) => {
+            MetricsAddress::Unix(path) => {
                 let is_socket = std::fs::symlink_metadata(path)
                     .is_ok_and(|found| found.file_type().is_socket());
                 if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
@@ -360,30 +319,4 @@ fn bounds() -> impl Iterator<Item = f64> {
         .iter()
         .map(|micros| *micros as f64 / 1e6)
         .chain([f64::INFINITY])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_and_unix_sockets_are_listened_on() {
-        let tcp = |text: &str| text.parse::<Address>();
-        assert!(matches!(tcp("127.0.0.1:9469"), Ok(Address::Tcp(_))));
-        assert!(matches!(tcp("[::1]:0"), Ok(Address::Tcp(_))));
-        assert_eq!(
-            tcp("unix:/run/m.sock"),
-            Ok(Address::Unix("/run/m.sock".into()))
-        );
-        for text in [
-            "0.0.0.0:9469",
-            "192.0.2.1:80",
-            "[::]:1",
-            "9469",
-            "localhost:1",
-            "",
-        ] {
-            assert!(tcp(text).is_err(), "{text}");
-        }
-    }
 }

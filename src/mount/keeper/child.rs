@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +40,14 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        // Not blocking: a pipe would be waited for.
+        let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a file"));
+        }
         Ok(Self {
-            file: File::open(path)?,
+            file,
             path: path.to_owned(),
         })
     }
@@ -73,6 +80,9 @@ pub(super) struct Daemon {
     link: Link,
     /// The program's version.
     pub(super) version: String,
+    /// Whether it knows what standing by is, and whether it does.
+    can_stand_by: bool,
+    stands_by: bool,
     /// Since when it serves.
     pub(super) since: Instant,
 }
@@ -128,13 +138,38 @@ impl Daemon {
             pidfd,
             link,
             version: String::new(),
+            can_stand_by: false,
+            stands_by: false,
             since: Instant::now(),
         };
         match daemon.hear(patience, interrupt)? {
-            ToKeeper::Prepared { version } => daemon.version = version,
+            ToKeeper::Prepared { version, stands_by } => {
+                daemon.version = version;
+                daemon.can_stand_by = stands_by;
+            }
             other => return Err(daemon.unexpected(other)),
         }
         Ok(daemon)
+    }
+
+    /// Hands it `mounted`, to be served once `former` has ended. If this process is killed from now on,
+    /// that is still served. A daemon of an earlier version gets it only then.
+    pub(super) fn stand_by(
+        &mut self,
+        mounted: &Mounted,
+        handshake: Handshake,
+        former: &Self,
+    ) -> Result<()> {
+        if self.can_stand_by {
+            let held = ToDaemon::StandBy(Held::new(mounted, Some(handshake)));
+            let sent = self
+                .link
+                .send(&ToDaemon::Former, Some(former.pidfd.as_fd()))
+                .and_then(|()| self.link.send(&held, Some(mounted.as_fd())));
+            sent.map_err(|e| MountError::io("the daemon", e))?;
+            self.stands_by = true;
+        }
+        Ok(())
     }
 
     /// Lets it serve `mounted`, and waits until it does. What it agreed on with the kernel comes
@@ -146,10 +181,13 @@ impl Daemon {
         patience: Duration,
         interrupt: &impl Interrupt,
     ) -> Result<Option<Handshake>> {
-        let held = ToDaemon::Serve(Held::new(mounted, handshake));
-        self.link
-            .send(&held, Some(mounted.as_fd()))
-            .map_err(|e| MountError::io("the daemon", e))?;
+        let sent = if self.stands_by {
+            self.link.send(&ToDaemon::Go, None)
+        } else {
+            let held = ToDaemon::Serve(Held::new(mounted, handshake));
+            self.link.send(&held, Some(mounted.as_fd()))
+        };
+        sent.map_err(|e| MountError::io("the daemon", e))?;
         match self.hear(patience, interrupt)? {
             ToKeeper::Serving { handshake } => {
                 self.since = Instant::now();

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::mount::control::client::private_files;
 use crate::mount::{Failure, background};
 use crate::paths::ensure_private_dir;
 
@@ -168,18 +169,10 @@ pub(crate) fn ask<T: DeserializeOwned>(
 ///
 /// # Errors
 ///
-/// When the directory is there and cannot be read.
+/// When the directory is there and cannot be read, or is not this user's alone.
 pub fn find(runtime_dir: &Path) -> io::Result<Vec<(PathBuf, Kept)>> {
-    let entries = match fs::read_dir(runtime_dir.join(FOLDER)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_none_or(|it| it != EXTENSION) {
-            continue;
-        }
+    for (path, _) in private_files(&runtime_dir.join(FOLDER), EXTENSION)? {
         // A keeper that is starting a daemon answers when it has.
         match ask::<Kept>(&path, &Request::Hello {}, Duration::from_secs(10)) {
             Ok(Ok(kept)) => found.push((path, kept)),
@@ -266,7 +259,8 @@ mod tests {
                 let user = Some(Uid::from_raw(user));
                 rustix::thread::set_thread_res_uid(user, user, user).unwrap();
                 let mut stream = UnixStream::connect(path).unwrap();
-                write_line(&mut stream, &Request::Hello {}).unwrap();
+                // Who is turned away may be so before a word.
+                let _ = write_line(&mut stream, &Request::Hello {});
                 stream
             });
             let visit = await_visitor(&door);

@@ -4,7 +4,10 @@
 //!  keeper                            daemon
 //!    Hello ─────────────────────────►  checks that it understands, reads its settings
 //!      ◄───────────────────── Prepared  (or Failed)
-//!    Serve, with /dev/fuse ──────────►
+//!    Serve, with /dev/fuse ──────────►  if nobody serves, or
+//!    Former, with its pidfd ─────────►  if somebody does,
+//!    StandBy, with /dev/fuse ────────►  who is told to retire now;
+//!    Go ─────────────────────────────►  then, or by itself if the keeper dies and the former one ends
 //!      ◄────────────────────── Serving  (or Failed)
 //!    Retire ────────────────────────►  ends without unmounting
 //!      ◄───────────────────────── Stop  a signal came: unmount, please
@@ -39,7 +42,7 @@ use crate::fuse::Handshake;
 pub(super) const PROTOCOL: u32 = 1;
 
 /// How nodes are numbered: another daemon must number them the same way.
-pub(super) const NUMBERS: &str = "musherfs-1";
+pub(crate) const NUMBERS: &str = "musherfs-1";
 
 /// The longest message.
 const LIMIT: usize = 64 * 1024;
@@ -52,6 +55,13 @@ pub(crate) enum ToDaemon {
     Hello { protocol: u32, numbers: String },
     /// Serve the descriptor that comes with this.
     Serve(Held),
+    /// Who serves still: a descriptor of that process comes with this.
+    Former,
+    /// Be ready to serve the descriptor that comes with this, when the former daemon has ended. So it is
+    /// held by somebody at every moment, also if the keeper is killed.
+    StandBy(Held),
+    /// The former daemon takes no more requests: serve.
+    Go,
     /// End at once, leaving the mount alone: somebody else serves it from now on.
     Retire,
 }
@@ -61,7 +71,12 @@ pub(crate) enum ToDaemon {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToKeeper {
     /// Everything that can fail before a mount is served has not failed.
-    Prepared { version: String },
+    Prepared {
+        version: String,
+        /// Whether it knows what standing by is.
+        #[serde(default)]
+        stands_by: bool,
+    },
     /// It has, and the daemon ends.
     Failed(Failure),
     /// The mount is served; with what was agreed on if this daemon was the first.
@@ -206,7 +221,6 @@ pub(super) fn ready<const N: usize>(
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
         let left = left.map(|left: Duration| Timespec {
             tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            // A moment more: never a turn too early.
             tv_nsec: left.subsec_nanos().into(),
         });
         match poll(&mut polled, left.as_ref()) {

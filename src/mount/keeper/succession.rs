@@ -1,6 +1,7 @@
 //! Who serves a kept mount: one daemon after the other, and no request is forgotten in between.
 //!
 //! ```text
+//!  next ──► stands by
 //!  former ──made to end──► half dead ──────► ended
 //!              │ from here on it takes         │ had a thread of it just taken a request?
 //!              ▼ no more requests              ▼ all that was taken is asked for once more
@@ -17,6 +18,17 @@ pub(super) trait Daemons {
     type HalfDead;
     /// Why one does not serve.
     type Failure;
+
+    /// Has it ready to serve when `former` has ended, even if nobody tells it to.
+    ///
+    /// # Errors
+    ///
+    /// When it is not: it has ended.
+    fn stand_by(
+        &self,
+        daemon: &mut Self::Daemon,
+        former: &Self::Daemon,
+    ) -> Result<(), Self::Failure>;
 
     /// Lets it take requests. Those that others have taken and not answered are asked for again.
     ///
@@ -80,9 +92,14 @@ impl<D: Daemons> Succession<D> {
     ///
     /// # Errors
     ///
-    /// When it does not: then nobody serves.
+    /// When it does not: then nobody serves, or still whoever did.
     pub(super) fn follow(&mut self, daemons: &D, mut next: D::Daemon) -> Result<(), D::Failure> {
         if let Some(former) = self.serving.take() {
+            if let Err(failure) = daemons.stand_by(&mut next, &former) {
+                self.serving = Some(former);
+                self.half_dead.extend(daemons.end(next));
+                return Err(failure);
+            }
             self.half_dead.extend(daemons.retire(former));
         }
         match daemons.serve(&mut next) {

@@ -1,11 +1,12 @@
 //! A daemon's view of the keeper whose ward it is.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Signals;
 use super::link::{Link, NUMBERS, PROTOCOL, ToDaemon, ToKeeper};
@@ -84,12 +85,26 @@ impl Ward {
     /// When the keeper cannot be understood.
     pub fn wait(self) -> io::Result<Option<(Serving, Given)>> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        self.link.send(&ToKeeper::Prepared { version }, None)?;
-        let (held, fd) = match self.link.receive()? {
-            Some((ToDaemon::Serve(held), Some(fd))) => (held, fd),
-            Some((ToDaemon::Retire, _)) | None => return Ok(None),
-            Some((other, _)) => {
-                return Err(io::Error::other(format!("the keeper said {other:?}")));
+        let prepared = ToKeeper::Prepared {
+            version,
+            stands_by: true,
+        };
+        self.link.send(&prepared, None)?;
+        let mut former = None;
+        let (held, fd) = loop {
+            match (self.link.receive()?, former) {
+                (Some((ToDaemon::Former, Some(process))), None) => former = Some(process),
+                (Some((ToDaemon::Serve(held), Some(fd))), None) => break (held, fd),
+                (Some((ToDaemon::StandBy(held), Some(fd))), Some(former)) => {
+                    if !self.stand_by(&former, &fd)? {
+                        return Ok(None);
+                    }
+                    break (held, fd);
+                }
+                (Some((ToDaemon::Retire, _)) | None, _) => return Ok(None),
+                (Some((other, _)), _) => {
+                    return Err(io::Error::other(format!("the keeper said {other:?}")));
+                }
             }
         };
         let (mounted, handshake) = held.with_descriptor(fd);
@@ -100,6 +115,37 @@ impl Ward {
         };
         Ok(Some((Serving(self.link), given)))
     }
+}
+
+impl Ward {
+    /// Waits until nobody else serves the mount behind `device`; whether it is to be served then. The
+    /// keeper says so, and if that is killed, the end of the `former` daemon does: whoever was told to
+    /// retire ends.
+    fn stand_by(&self, former: &OwnedFd, device: &OwnedFd) -> io::Result<bool> {
+        while !is_gone(device, &self.link)? {
+            match self.link.receive()? {
+                Some((ToDaemon::Go, _)) => return Ok(true),
+                Some((ToDaemon::Retire, _)) => return Ok(false),
+                Some((other, _)) => debug!(?other, "an order that means nothing now"),
+                None => {
+                    warn!("the keeper is gone while this daemon takes over");
+                    return Ok(!is_gone(device, former)?);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Waits until `device` has lost its mount, or `other` can be read; whether it is the former.
+fn is_gone(device: &OwnedFd, other: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [
+        // Errors only: that somebody asks for something is none.
+        PollFd::new(device, PollFlags::empty()),
+        PollFd::new(other, PollFlags::IN),
+    ];
+    rustix::io::retry_on_intr(|| poll(&mut polled, None))?;
+    Ok(!polled[0].revents().is_empty())
 }
 
 /// A daemon that has been given a mount.
@@ -119,11 +165,18 @@ impl Serving {
     /// Tells that the mount is served, and listens from now on. Lets go of the terminal and the
     /// working directory.
     ///
+    /// A keeper that was killed meanwhile is one that gives no orders: who goes on with a mount does so
+    /// without it.
+    ///
     /// # Errors
     ///
-    /// When the keeper is gone.
+    /// When the keeper is gone and this is the mount's first daemon: nobody has been told of the mount.
     pub fn ready(self, handshake: Option<Handshake>) -> io::Result<Orders> {
-        self.0.send(&ToKeeper::Serving { handshake }, None)?;
+        let is_first = handshake.is_some();
+        let told = self.0.send(&ToKeeper::Serving { handshake }, None);
+        if is_first {
+            told?;
+        }
         rustix::process::chdir("/")?;
         let null = null()?;
         rustix::stdio::dup2_stdout(null.as_fd())?;

@@ -7,7 +7,7 @@
 
 use std::error::Error as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use tracing::warn;
 use url::Url;
 
+use super::names::Names;
 use super::{HttpSettings, problem};
 use crate::config::value::is_loopback;
 use crate::error::{Error, Result};
@@ -112,6 +113,7 @@ pub(super) struct Wires {
     roots: Vec<reqwest::Certificate>,
     insecure_http: bool,
     connect: Duration,
+    names: Arc<Names>,
 }
 
 impl Wires {
@@ -131,6 +133,7 @@ impl Wires {
             roots,
             insecure_http: settings.insecure_http,
             connect,
+            names: Arc::new(Names::new()),
         })
     }
 
@@ -188,6 +191,7 @@ impl Wires {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("musherfs/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(self.connect)
+                .dns_resolver(Arc::clone(&self.names))
                 .tls_version_min(reqwest::tls::Version::TLS_1_2)
                 // Followed, counted and retried by the caller.
                 .redirect(reqwest::redirect::Policy::none())
