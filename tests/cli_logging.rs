@@ -8,6 +8,7 @@ mod fuse;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
@@ -58,6 +59,8 @@ fn the_level_of_a_running_background_log_can_be_changed() {
     let log = init(Target::Background, Verbosity::default(), &directories).unwrap();
     let path = home.path().join("state/musherfs/musherfs.log");
     assert_eq!(log.destination(), &Destination::File(path.clone()));
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 
     let say = |word: &str| {
         tracing::info!(target: "musherfs", word, "informing");

@@ -264,19 +264,4 @@ mod tests {
         assert_eq!(level(0, true), LevelFilter::ERROR);
         assert_eq!(Verbosity::new(0, true).louder().0, LevelFilter::ERROR);
     }
-
-    #[test]
-    fn without_journald_and_syslog_the_log_is_a_private_file() {
-        use std::os::unix::fs::PermissionsExt;
-        if tracing_journald::layer().is_ok() || syslog::Syslog::connect().is_ok() {
-            return;
-        }
-        let scratch = tempfile::tempdir().unwrap();
-        let state = scratch.path().join("state/musherfs");
-        let (_, destination) = background(&state).unwrap();
-        let path = state.join("musherfs.log");
-        assert_eq!(destination, Destination::File(path.clone()));
-        let mode = std::fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
 }

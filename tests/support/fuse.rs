@@ -4,6 +4,7 @@
 //! `scripts/setup` has installed everything. There a test that cannot run has failed, so that it is
 //! never taken for one that has passed.
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -64,5 +65,12 @@ pub(crate) fn cannot_run(because: &str) {
 pub(crate) fn need_not_run(because: &str) {
     // Past the capturing of its output.
     let name = std::thread::current().name().unwrap_or("?").to_owned();
-    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {because}");
+    let line = format!("SKIPPED {name}: {because}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    // Past whoever runs the tests and shows the output of those that fail: scripts/check says it.
+    if let Some(path) = std::env::var_os("MUSHERFS_SKIPPED") {
+        let list = OpenOptions::new().append(true).create(true).open(path);
+        list.and_then(|mut list| list.write_all(line.as_bytes()))
+            .expect("the list of what was skipped can be written");
+    }
 }
