@@ -256,6 +256,9 @@ pub fn ensure_private_dir(path: &Path) -> Result<()> {
         return refuse(path, "others may write to it");
     }
     let group = rustix::process::getegid().as_raw();
+    // Whoever owns that could replace anything; in a user namespace the owner has another number.
+    let outermost = fs::symlink_metadata("/").map_err(|error| Error::io("/", error))?;
+    let outermost = outermost.uid();
     // Whoever may rename one of them may put another in its place. As they are named, and as they are
     // where links in the names lead.
     let real = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
@@ -265,7 +268,7 @@ pub fn ensure_private_dir(path: &Path) -> Result<()> {
         }
         let found = fs::symlink_metadata(above).map_err(|error| Error::io(above, error))?;
         // A link's owner may point it elsewhere later.
-        if ![0, me].contains(&found.uid()) {
+        if ![0, me, outermost].contains(&found.uid()) {
             return refuse(above, "it belongs to another user");
         }
         let mode = found.permissions().mode();
