@@ -20,8 +20,8 @@
 //!   that it is prepared; and if it then fails, the former one is started again.
 //! * SIGTERM and SIGINT, here or to the daemon, unmount; a mount that cannot be removed is served on
 //!   until the second one. When the mount is gone, so is the keeper.
-//! * If the keeper itself is killed, the daemon goes on, and nobody replaces it. If that happens while
-//!   one takes over from another, one of them does: the next one has the descriptor before the former one retires.
+//! * If the keeper itself is killed, the daemon goes on, and nobody replaces it. While one takes over
+//!   from another, one of them does: the next has the descriptor before the former is to retire.
 //!
 //! No thread of the keeper ever waits in the mount: see [`probe`].
 
