@@ -436,7 +436,7 @@ impl Config {
             )?,
             locked: from.path(&LOCKED, flags.locked)?,
             marker: from.switch(&MARKER, flags.marker)?,
-            metrics: from.optional(&METRICS, flags.metrics, str::parse)?,
+            metrics: from.metrics(flags.metrics)?,
             threads: from.pick(&THREADS_NAMES, flags.threads, value::threads, || {
                 let cpus = thread::available_parallelism().map_or(1, usize::from);
                 cpus.clamp(*THREADS.start(), *THREADS.end())
@@ -619,14 +619,31 @@ impl Layers<'_> {
     fn path(&self, names: &Names, flag: Option<PathBuf>) -> Result<Setting<Option<PathBuf>>> {
         let mut setting = self.optional(names, flag, |text| Ok(PathBuf::from(text)))?;
         if let Some(path) = &mut setting.value {
-            let base = match setting.origin {
-                Origin::File(_) => self.file.directory(),
-                _ => Path::new(""),
-            };
-            let joined = base.join(&*path);
-            *path = paths::absolute(&joined).map_err(|error| Error::io(&joined, error))?;
+            *path = self.absolute(&setting.origin, path)?;
         }
         Ok(setting)
+    }
+
+    /// As [`Layers::path`], where it may be one.
+    fn metrics(
+        &self,
+        flag: Option<value::MetricsAddress>,
+    ) -> Result<Setting<Option<value::MetricsAddress>>> {
+        let mut setting = self.optional(&METRICS, flag, str::parse)?;
+        if let Some(value::MetricsAddress::Unix(path)) = &mut setting.value {
+            *path = self.absolute(&setting.origin, path)?;
+        }
+        Ok(setting)
+    }
+
+    /// What is relative in the file begins where that is.
+    fn absolute(&self, origin: &Origin, path: &Path) -> Result<PathBuf> {
+        let base = match origin {
+            Origin::File(_) => self.file.directory(),
+            _ => Path::new(""),
+        };
+        let joined = base.join(path);
+        paths::absolute(&joined).map_err(|error| Error::io(&joined, error))
     }
 }
 

@@ -255,7 +255,8 @@ pub fn ensure_private_dir(path: &Path) -> Result<()> {
     if found.permissions().mode() & 0o022 != 0 {
         return refuse(path, "others may write to it");
     }
-    let group = rustix::process::getegid().as_raw();
+    // A group of one's own has one's number.
+    let group = Some(rustix::process::getegid().as_raw()).filter(|group| *group == me);
     // Whoever owns that could replace anything; in a user namespace the owner has another number.
     let outermost = fs::symlink_metadata("/").map_err(|error| Error::io("/", error))?;
     let outermost = outermost.uid();
@@ -273,7 +274,11 @@ pub fn ensure_private_dir(path: &Path) -> Result<()> {
         }
         let mode = found.permissions().mode();
         let is_sticky = mode & 0o1000 != 0;
-        let to_strangers = if found.gid() == group { 0o002 } else { 0o022 };
+        let to_strangers = if Some(found.gid()) == group {
+            0o002
+        } else {
+            0o022
+        };
         if !found.is_symlink() && mode & to_strangers != 0 && !is_sticky {
             return refuse(above, "others may write to it");
         }

@@ -632,8 +632,11 @@ fn a_newer_package_hands_the_mounts_over_and_a_removed_one_ends_the_service() {
         assert!(elsewhere.is_empty(), "{words:?}: {elsewhere:?}");
     }
     // A service that runs is asked with its own arguments whether the new version could go on.
-    let mut daemon = Command::new("sleep").arg("1000").spawn().unwrap();
-    let check = "musherfs 1000 --check";
+    let mut daemon = Command::new("sleep")
+        .args(["1000", "2000"])
+        .spawn()
+        .unwrap();
+    let check = "musherfs mount --check 2000";
     let [.., restart, upgrade] = hand_over;
     for (status, expected) in [
         (0, &[reload, ask, check, restart, upgrade][..]),

@@ -122,6 +122,27 @@ fn lists_and_numbers_need_no_quotes_in_the_file() {
 }
 
 #[test]
+fn a_socket_for_numbers_begins_where_the_file_is() {
+    let config = resolve(
+        Overrides::default(),
+        &[],
+        "mount: {metrics: \"unix:run/m.sock\", marker: yes}\n",
+    )
+    .unwrap();
+    let socket = value::MetricsAddress::Unix("/etc/musher/run/m.sock".into());
+    assert_eq!(*config.metrics, Some(socket));
+    assert!(*config.marker);
+    let given = [("MUSHERFS_METRICS", "127.0.0.1:9469")];
+    let config = resolve(
+        Overrides::default(),
+        &given,
+        "mount: {metrics: \"[::1]:1\"}\n",
+    );
+    let address = config.unwrap().metrics.value.unwrap();
+    assert_eq!(address.to_string(), "http://127.0.0.1:9469/metrics");
+}
+
+#[test]
 fn an_unknown_setting_below_mount_is_an_error_that_names_it() {
     let problem = problem(&[], "mount:\n  readahaed: 4MiB\n");
     assert!(

@@ -65,6 +65,9 @@ pub struct Plan {
     pub set_log: Option<SetLog>,
     /// Where the numbers for monitoring are to be had.
     pub metrics: Option<MetricsAddress>,
+    /// Whether a mount whose numbers cannot be served is a mistake: a setting is that of all mounts, and
+    /// the address is that of one.
+    pub needs_metrics: bool,
 }
 
 /// Mounts and serves until the mount is gone or a signal ends it.
@@ -152,8 +155,10 @@ pub async fn run(plan: Plan, supervisor: Option<Supervisor>) -> super::Result<En
                     match keeper_waits.ready(handshake) {
                         Ok(orders) => started.stay_kept(&mut signals, orders).await,
                         Err(error) => {
-                            warn!(%error, "nobody knows of this mount: unmounting");
-                            let _ = started.mounted.unmount_or_detach();
+                            if first {
+                                warn!(%error, "nobody knows of this mount: unmounting");
+                                let _ = started.mounted.unmount_or_detach();
+                            }
                             Err(keeper(error))
                         }
                     }
@@ -213,8 +218,12 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
             let bound = metrics::Endpoint::bind(address).await;
             let bound = bound.map_err(|error| {
                 MountError::io(address.to_string(), io::Error::other(error.to_string()))
-            })?;
-            Some(bound)
+            });
+            if plan.needs_metrics {
+                Some(bound?)
+            } else {
+                bound.ok()
+            }
         }
         _ => None,
     };

@@ -9,8 +9,8 @@ use crate::care::keeper::Keeper;
 use crate::cli::failure::Failure;
 use crate::cli::logging::{self, Log, Target, Verbosity};
 use crate::cli::shared::{Context, runtime};
-use crate::config;
 use crate::config::service::ServiceManager;
+use crate::config::{self, Origin};
 use crate::error::Error;
 use crate::mount::background::{self, Starter, Supervisor};
 use crate::mount::demo::Demo;
@@ -210,6 +210,7 @@ async fn prepare(mut plan: Plan, log: Log) -> Result<(daemon::Plan, Option<Demo>
             log.set_verbosity(verbosity)
                 .map_err(|error| error.to_string())
         })),
+        needs_metrics: matches!(config.metrics.origin, Origin::Flag(_)),
         metrics: config.metrics.value,
     };
     Ok((daemon, demo))

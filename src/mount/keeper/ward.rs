@@ -170,13 +170,9 @@ impl Serving {
     ///
     /// # Errors
     ///
-    /// When the keeper is gone and this is the mount's first daemon: nobody has been told of the mount.
+    /// When it cannot listen; the keeper has not been told then. When that is gone and this is the mount's
+    /// first daemon: nobody knows of the mount.
     pub fn ready(self, handshake: Option<Handshake>) -> io::Result<Orders> {
-        let is_first = handshake.is_some();
-        let told = self.0.send(&ToKeeper::Serving { handshake }, None);
-        if is_first {
-            told?;
-        }
         rustix::process::chdir("/")?;
         let null = null()?;
         rustix::stdio::dup2_stdout(null.as_fd())?;
@@ -201,6 +197,12 @@ impl Serving {
                     }
                 }
             })?;
+        // Last: who has said so goes on.
+        let is_first = handshake.is_some();
+        let told = link.send(&ToKeeper::Serving { handshake }, None);
+        if is_first {
+            told?;
+        }
         Ok(Orders { link, orders })
     }
 }
