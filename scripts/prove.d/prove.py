@@ -70,14 +70,14 @@ PARTS = (
 )
 
 
-def test_command(programs, profile):
+def test_command(programs, profile, only):
     named = [word for program in programs for word in ("--test", program)]
     nextest = ["cargo", "nextest"]
     if subprocess.run([*nextest, "--version"], capture_output=True, check=False).returncode == 0:
         return [*nextest, "run", "--locked", "--cargo-profile", profile, *named,
-                "--no-capture", "--no-fail-fast"]
+                "--no-capture", "--no-fail-fast", *only]
     return ["cargo", "test", "--locked", "--profile", profile, *named, "--no-fail-fast",
-            "--", "--nocapture", "--test-threads=1"]
+            "--", "--nocapture", "--test-threads=1", *only]
 
 
 def revision():
@@ -111,8 +111,15 @@ def ended(command, environment, patience):
         raise
 
 
-def run(part, form, profile, seed):
-    """Runs one part and keeps what comes of it; its results, and why it has failed, or None."""
+def run(part, form, profile, seed, only):
+    """Runs one part and keeps what comes of it; its results, and why it has failed, or None.
+
+    Of a part of which only some tests are run, the former results of the others stay.
+    """
+    kept = KEPT / form / part.name
+    former = {}
+    if only:
+        former = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     before = revision()
     with tempfile.TemporaryDirectory(prefix="musherfs-prove-") as results:
         environment = os.environ | {
@@ -121,11 +128,13 @@ def run(part, form, profile, seed):
             "MUSHERFS_PROVE_RESULTS": results,
             "MUSHERFS_REQUIRE_FUSE": "1",
         }
-        command = list(part.command) or test_command(part.tests, profile)
+        command = list(part.command) or test_command(part.tests, profile, only)
         code = ended(command, environment, PATIENCE[form])
         found = {}
         for path in sorted(pathlib.Path(results).glob("*.json")):
             found[path.stem] = json.loads(path.read_text())
+    now = found
+    found = former | now
     broken = [name for name, result in found.items() if result["verdict"] != "held"]
     if code is None:
         failure = f"did not end within {PATIENCE[form] // 60} minutes"
@@ -141,13 +150,13 @@ def run(part, form, profile, seed):
     of = before if revision() == before else f"{before.removesuffix('+')}+"
     ending = {"failure": failure, "revision": of, "form": form, "profile": profile,
               "date": datetime.now(timezone.utc).isoformat()}
-    kept = KEPT / form / part.name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for name, result in found.items():
-        (kept / f"{name}.json").write_text(json.dumps(result | {"revision": of}, ensure_ascii=False) + "\n")
+        result = result | {"revision": of} if name in now else result
+        (kept / f"{name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
     kept.with_suffix(".json").write_text(json.dumps(ending) + "\n")
-    return found, failure
+    return now, failure
 
 
 def in_words(numbers):
@@ -209,10 +218,12 @@ def main():
     parser.add_argument("--profile", help="the build to prove (default: dev, and proof for --long)")
     parser.add_argument("--list", action="store_true", help="lists the parts")
     parser.add_argument("--report", action="store_true", help="writes the table of last results into README.md")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="the parts to run (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART[/TEST]",
+                        help="the parts to run (default: all), or of one the tests whose names have TEST in them")
     given = parser.parse_args()
     known = {part.name: part for part in PARTS}
-    unknown = [name for name in given.parts if name not in known]
+    wanted = [tuple(name.split("/", 1)) for name in given.parts] or [(part.name,) for part in PARTS]
+    unknown = ["/".join([name, *only]) for name, *only in wanted if name not in known or (only and not known[name].tests)]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(known)})")
     if given.list:
@@ -226,18 +237,18 @@ def main():
     form = "long" if given.long else "short"
     profile = given.profile or ("proof" if given.long else "dev")
     seed = secrets.randbelow(1 << 32) if given.seed is None else given.seed
-    chosen = [known[name] for name in given.parts] or PARTS
     rows, failures = [], 0
-    for part in chosen:
+    for name, *only in wanted:
+        part = known[name]
         print(f"\n== {part.name} ({form}, seed {seed}): {part.what}", flush=True)
         start = time.monotonic()
-        results, failure = run(part, form, profile, seed)
+        results, failure = run(part, form, profile, seed, only)
         took = time.monotonic() - start
         for name, it in results.items():
             rows.append((part.name, name, it["verdict"], in_words(it["numbers"])))
         if failure:
             failures += 1
-            again = f"scripts/prove {'--long ' if given.long else ''}--profile {profile} --seed {seed} {part.name}"
+            again = f"scripts/prove {'--long ' if given.long else ''}--profile {profile} --seed {seed} {'/'.join([part.name, *only])}"
             rows.append((part.name, "", "FAILED", f"{failure}; again: {again}"))
         print(f"== {part.name}: {failure or 'held'} after {took:.0f} s", flush=True)
 
