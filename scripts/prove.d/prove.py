@@ -223,7 +223,8 @@ def main():
     given = parser.parse_args()
     known = {part.name: part for part in PARTS}
     wanted = [tuple(name.split("/", 1)) for name in given.parts] or [(part.name,) for part in PARTS]
-    unknown = ["/".join([name, *only]) for name, *only in wanted if name not in known or (only and not known[name].tests)]
+    unknown = ["/".join([name, *only]) for name, *only in wanted
+               if name not in known or (only and not known[name].tests)]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(known)})")
     if given.list:
