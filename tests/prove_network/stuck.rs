@@ -10,10 +10,14 @@ use crate::support::mount::{TestMount, forget_pages, read};
 use crate::support::prove::Proof;
 use crate::support::registry::{RouteKind, TestRegistry};
 
+/// So many reads are not measured at first: starting or ending five hundred readers keeps two
+/// processors busy for a tenth of a second, whatever these then do.
+const SETTLING: usize = 200;
+
 /// Reads a cached file so often, past the kernel's cache; how long each took.
 fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
     let path = mount.path("acme/kit@1.0.0/cached.md");
-    (0..times)
+    (0..SETTLING + times)
         .map(|_| {
             forget_pages(&path);
             let start = Instant::now();
@@ -22,6 +26,7 @@ fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
             assert_eq!(seen.unwrap(), b"cached\n");
             time
         })
+        .skip(SETTLING)
         .collect()
 }
 
@@ -39,7 +44,7 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     let mut proof = Proof::start(
         "a stuck source delays no cached read: p50 ≤ 1.2 ×, p99 ≤ 2 × with 500 readers stuck",
         "cached files past the kernel's cache, while readers of cold files hang, before and after; all \
-         reads of all rounds taken together",
+         reads of all rounds taken together, but for the first 200 after readers have started or ended",
     );
     if !proof.is_long() {
         // Too few reads for percentiles, and other tests run beside them.
