@@ -216,11 +216,8 @@ async fn start(plan: Plan, origin: Origin) -> super::Result<Started> {
     let endpoint = match &plan.metrics {
         Some(address) if !goes_on => {
             let bound = metrics::Endpoint::bind(address).await;
-            let bound = bound.map_err(|error| {
-                MountError::io(address.to_string(), io::Error::other(error.to_string()))
-            });
             if plan.needs_metrics {
-                Some(bound?)
+                Some(bound.map_err(|error| MountError::io(address.to_string(), error))?)
             } else {
                 bound.ok()
             }
@@ -372,7 +369,7 @@ async fn serve_numbers(
             Ok(endpoint) => Some(endpoint),
             Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
-                    warn!(%error, "the numbers are not served yet");
+                    warn!(%address, %error, "the numbers are not served yet");
                 }
                 tokio::time::sleep(BIND_AGAIN).await;
                 None

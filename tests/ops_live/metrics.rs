@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use crate::World;
+use crate::{World, output, text, wait_until};
 
 /// The answer to a GET on a Unix socket: status line, headers and body.
 pub(crate) fn get(world: &World, target: &str) -> String {
@@ -65,7 +65,36 @@ fn an_address_that_cannot_be_had_fails_the_mount() {
     let dir = world.mountpoint();
     let output = world.run(&["mount", "--metrics", &address, dir.to_str().unwrap()]);
     assert!(!output.status.success(), "{output:?}");
-    assert!(crate::text(&output.stderr).contains(&address), "{output:?}");
+    assert!(text(&output.stderr).contains(&address), "{output:?}");
     let output = world.run(&["mount", "--metrics", "0.0.0.0:9469", dir.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(64), "{output:?}");
+}
+
+#[test]
+fn a_second_mount_with_the_same_setting_has_the_address_when_the_first_is_gone() {
+    let Some(world) = World::new() else { return };
+    let socket = world.path("metrics.sock");
+    let address = format!("unix:{}", socket.display());
+    world.mount(&["--metrics", &address]);
+    let other = world.path("other");
+    let other = other.to_str().unwrap();
+    // Who asks for it is told that it cannot be had.
+    let refused = world.run(&["mount", "--offline", "--metrics", &address, other]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let message = text(&refused.stderr);
+    assert_eq!(message.matches(&*address).count(), 1, "{message}");
+
+    let mut second = world.command(&["mount", "--offline", other]);
+    second.env("MUSHERFS_METRICS", &address);
+    let mounted = output(second);
+    assert!(mounted.status.success(), "{mounted:?}");
+    assert!(get(&world, "/healthz").starts_with("HTTP/1.0 200"));
+    let first = world.mountpoint();
+    let ended = world.run(&["umount", first.to_str().unwrap()]);
+    assert!(ended.status.success(), "{ended:?}");
+    wait_until("the numbers of the second", || {
+        UnixStream::connect(&socket).is_ok()
+    });
+    let ended = world.run(&["umount", other]);
+    assert!(ended.status.success(), "{ended:?}");
 }

@@ -58,22 +58,19 @@ impl Endpoint {
     /// # Errors
     ///
     /// When it is taken or cannot be had; a socket that nobody listens on any more is replaced.
-    pub async fn bind(address: &MetricsAddress) -> crate::error::Result<Self> {
-        let failed = |error| crate::error::Error::io(address.to_string(), error);
+    pub async fn bind(address: &MetricsAddress) -> io::Result<Self> {
         let listener = match address {
-            MetricsAddress::Tcp(address) => {
-                Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?)
-            }
+            MetricsAddress::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
             MetricsAddress::Unix(path) => {
                 let is_socket = std::fs::symlink_metadata(path)
                     .is_ok_and(|found| found.file_type().is_socket());
                 if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
-                    std::fs::remove_file(path).map_err(failed)?;
+                    std::fs::remove_file(path)?;
                 }
-                let listener = UnixListener::bind(path).map_err(failed)?;
+                let listener = UnixListener::bind(path)?;
                 let file = super::OwnFile(path.clone());
                 let mode = std::fs::Permissions::from_mode(0o600);
-                std::fs::set_permissions(path, mode).map_err(failed)?;
+                std::fs::set_permissions(path, mode)?;
                 Listener::Unix(listener, file)
             }
         };
