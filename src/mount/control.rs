@@ -1,7 +1,7 @@
 //! The control socket: what a running mount says about itself, and the little it can be told.
 //!
 //! HTTP over a Unix socket in a directory that only this user may enter, one socket a daemon, named
-//! by its process id. Never through the mount: asking must work when the network hangs, and a
+//! by its process id; nobody but this user and root is answered. Never through the mount: asking must work when the network hangs, and a
 //! process that waits in a mount cannot be killed. Every answer comes from memory, or at most from
 //! the cache's disk; none waits for a source.
 //!

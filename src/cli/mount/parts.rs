@@ -1,4 +1,5 @@
-//! What the processes of a mount do, each its part: one starts, one keeps, one serves.
+//! What the processes of a mount do, each its part: one starts, one keeps, one serves, and
+//! one only sees whether it could.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
