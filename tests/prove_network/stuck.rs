@@ -11,9 +11,28 @@ use crate::support::mount::{TestMount, forget_pages, read};
 use crate::support::prove::Proof;
 use crate::support::registry::{RouteKind, TestRegistry};
 
-/// So many reads are not measured at first: starting or ending five hundred readers keeps processors
-/// busy for a tenth of a second, whatever these then do.
-const SETTLING: usize = 200;
+/// Waits until whoever reads, serves or answers here has nothing to do but to wait: starting or ending
+/// five hundred readers takes time of the processor, whatever these then do.
+fn await_rest(mount: &TestMount) {
+    /// All threads of a process but this one: for how many nanoseconds they have run.
+    fn ran(process: &str) -> u64 {
+        let me = rustix::thread::gettid().as_raw_nonzero().to_string();
+        let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let others = threads.flatten().filter(|it| *it.file_name() != *me);
+        // Some end meanwhile.
+        let told =
+            others.filter_map(|it| std::fs::read_to_string(it.path().join("schedstat")).ok());
+        told.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+    let daemon = mount.status()["pid"].to_string();
+    let all = || ran(&daemon) + ran("self");
+    crate::support::mount::eventually("rest", || {
+        let before = all();
+        std::thread::sleep(Duration::from_millis(20));
+        (all().saturating_sub(before) < 1_000_000).then_some(())
+    });
+}
 
 /// Has this thread, and what it starts, run on one processor.
 ///
@@ -33,8 +52,9 @@ fn share_one_processor() {
 
 /// Reads a cached file so often, past the kernel's cache; how long each took.
 fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
+    await_rest(mount);
     let path = mount.path("acme/kit@1.0.0/cached.md");
-    (0..SETTLING + times)
+    (0..times)
         .map(|_| {
             forget_pages(&path);
             let start = Instant::now();
@@ -43,7 +63,6 @@ fn measure(mount: &TestMount, times: usize) -> Vec<Duration> {
             assert_eq!(seen.unwrap(), b"cached\n");
             time
         })
-        .skip(SETTLING)
         .collect()
 }
 
@@ -61,8 +80,8 @@ fn readers_of_cached_files_do_not_notice_hundreds_that_are_stuck() {
     let mut proof = Proof::start(
         "a stuck source delays no cached read: p50 ≤ 1.2 ×, p99 ≤ 2 × with 500 readers stuck",
         "cached files past the kernel's cache, while readers of cold files hang, before and after; all \
-         reads of all rounds taken together, but for the first 200 after readers have started or ended; \
-         everybody on one processor",
+         reads of all rounds taken together; once all that has started or ended is at rest, everybody on \
+         one processor",
     );
     if !proof.is_long() {
         // Too few reads for percentiles, and other tests run beside them.
